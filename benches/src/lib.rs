@@ -1,0 +1,1 @@
+//! Load and micro benches: Weft against its peers in one run.

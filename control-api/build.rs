@@ -1,0 +1,27 @@
+//! Turns the checked-in schema (`schema/envoy-1.40.binpb`, a FileDescriptorSet with `validate.rules`) into Rust
+//! types for the roots that `schema/roots.txt` names, and into the compact tables that `src/schema.rs` reads.
+//! Needs no protoc.
+
+use std::{env, fs, path::PathBuf};
+
+#[path = "build/prune.rs"]
+mod prune;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
+    println!("cargo::rerun-if-changed=schema");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let schema = fs::read("schema/envoy-1.40.binpb")?;
+    let roots = fs::read_to_string("schema/roots.txt")?;
+
+    let set = prune::prune(&schema, &roots)?;
+    let mut config = prost_build::Config::new();
+    config
+        .out_dir(&out)
+        .include_file("types.rs")
+        .enable_type_names()
+        .type_name_domain(["."], "type.googleapis.com");
+    tonic_prost_build::configure().compile_fds_with_config(set, config)?;
+    Ok(())
+}

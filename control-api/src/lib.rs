@@ -1,0 +1,11 @@
+//! The API spoken with a control plane, both ways.
+//!
+//! Invariant: nothing here knows what a listener means to a proxy.
+
+/// Generated protobuf types, by package: `types::envoy::config::listener::v3::Listener`.
+#[allow(clippy::all, rustdoc::all, missing_docs, rust_2018_idioms)]
+pub mod types {
+    include!(concat!(env!("OUT_DIR"), "/types.rs"));
+}
+
+pub use types::{envoy, google, udpa, xds};

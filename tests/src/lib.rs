@@ -1,0 +1,1 @@
+//! Harness for behaviours seen through sockets: it knows the binaries and their API, never proxy internals.
