@@ -17,11 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let set = prune::prune(&schema, &roots)?;
     let mut config = prost_build::Config::new();
-    config
-        .out_dir(&out)
-        .include_file("types.rs")
-        .enable_type_names()
-        .type_name_domain(["."], "type.googleapis.com");
+    config.out_dir(&out).include_file("types.rs").enable_type_names().type_name_domain(["."], "type.googleapis.com");
     tonic_prost_build::configure().compile_fds_with_config(set, config)?;
     Ok(())
 }

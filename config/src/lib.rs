@@ -1,1 +1,9 @@
-//! Meaning.
+//! Meaning: validated, typed, protobuf-free configuration, every error with its field path.
+//!
+//! Invariant: nothing here knows tokio, hyper, h2, rustls, tower or metrics; protobuf types appear only as the
+//! arguments of `from_proto` functions.
+
+mod context;
+
+pub use context::Context;
+pub use weft_control_api::{Position, Problem};

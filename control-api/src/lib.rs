@@ -8,4 +8,8 @@ pub mod types {
     include!(concat!(env!("OUT_DIR"), "/types.rs"));
 }
 
+mod problem;
+
+pub use problem::{Position, Problem};
+pub use prost_types::{Any, Duration, Struct, Timestamp, Value};
 pub use types::{envoy, google, udpa, xds};
