@@ -1,1 +1,11 @@
-//! Motion.
+//! Motion: everything that moves bytes.
+//!
+//! Modules import only from those that stand below them in this list (`server` on top):
+//! server, admin, snapshot, listener, network, http, filters, route, upstream, transport, observe, base.
+
+pub mod base;
+pub mod http;
+pub mod observe;
+pub mod route;
+pub mod transport;
+pub mod upstream;

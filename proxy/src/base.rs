@@ -1,0 +1,17 @@
+//! The words every module shares: response flags, errors, connection and stream facts, timers, the drain signal.
+//!
+//! Invariant: nothing here knows HTTP codecs, clusters or listeners.
+
+pub mod address;
+pub mod connection_info;
+pub mod drain;
+pub mod error;
+pub mod response_flag;
+pub mod timer;
+
+pub use address::Address;
+pub use connection_info::ConnectionInfo;
+pub use drain::Drain;
+pub use error::{ResetReason, Side, StreamError};
+pub use response_flag::{ResponseFlag, ResponseFlags};
+pub use timer::Timer;

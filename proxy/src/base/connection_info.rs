@@ -1,0 +1,53 @@
+//! What is known of a downstream connection, shared by all its streams.
+
+use super::Address;
+use std::{
+    cell::{Cell, RefCell},
+    time::Instant,
+};
+
+/// The facts of one downstream connection. Listener filters and the transport fill it before the network filters run;
+/// after that only the connection's termination details change.
+#[derive(Debug)]
+pub struct ConnectionInfo {
+    /// Unique in this process, from 1, in the order of accept.
+    pub id: u64,
+    pub start: Instant,
+    /// The destination: where the client meant to go (after original_dst and PROXY protocol).
+    pub local: Address,
+    /// The address that the connection was accepted on.
+    pub direct_local: Address,
+    /// The source, after PROXY protocol.
+    pub remote: Address,
+    /// The peer of the socket.
+    pub direct_remote: Address,
+    /// `raw_buffer` or `tls`, as detected or used.
+    pub transport_protocol: &'static str,
+    /// SNI, if any.
+    pub requested_server_name: Option<Box<str>>,
+    /// ALPN values that the client offered or that http_inspector detected.
+    pub application_protocols: Vec<Box<[u8]>>,
+    /// Details for `%CONNECTION_TERMINATION_DETAILS%`.
+    pub termination_details: Cell<Option<&'static str>>,
+    /// `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
+    pub transport_failure: RefCell<Option<String>>,
+}
+
+impl ConnectionInfo {
+    /// A connection accepted now on `local` from `remote`, before any listener filter ran.
+    pub fn accepted(id: u64, local: Address, remote: Address) -> Self {
+        Self {
+            id,
+            start: Instant::now(),
+            direct_local: local.clone(),
+            local,
+            direct_remote: remote.clone(),
+            remote,
+            transport_protocol: "raw_buffer",
+            requested_server_name: None,
+            application_protocols: Vec::new(),
+            termination_details: Cell::new(None),
+            transport_failure: RefCell::new(None),
+        }
+    }
+}

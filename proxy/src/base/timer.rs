@@ -1,0 +1,60 @@
+//! A deadline that moves often and seldom fires, at the cost of a comparison.
+//!
+//! The timer below is armed once; when it fires before the deadline (which has moved on meanwhile) it is armed again.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+use tokio::time::Sleep;
+
+/// A lazily armed deadline. Set and cleared without touching the runtime's timer wheel.
+#[derive(Default)]
+pub struct Timer {
+    deadline: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timer {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Fires at `deadline`. Takes effect at the next [`Timer::poll`].
+    pub fn set(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
+    }
+
+    /// Fires `after` from now; `None` clears it.
+    pub fn set_after(&mut self, after: Option<Duration>) {
+        self.deadline = after.map(|after| Instant::now() + after);
+    }
+
+    pub fn clear(&mut self) {
+        self.deadline = None;
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Ready once the deadline has passed; the deadline is then cleared. Pending for ever without one.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(deadline) = self.deadline else { return Poll::Pending };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
+        if sleep.deadline().into_std() > deadline {
+            sleep.as_mut().reset(deadline.into());
+        }
+        loop {
+            std::task::ready!(sleep.as_mut().poll(cx));
+            if sleep.deadline().into_std() >= deadline {
+                self.deadline = None;
+                self.sleep = None;
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(deadline.into());
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Metrics, access logs, tracing: what can be seen from outside of what happens inside.
+
+pub mod stats;

@@ -1,0 +1,1 @@
+//! The compiled route table and its actions.

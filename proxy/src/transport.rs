@@ -1,0 +1,5 @@
+//! How bytes get on and off a connection: sockets, raw, TLS, PROXY protocol.
+
+pub mod io;
+
+pub use io::Io;

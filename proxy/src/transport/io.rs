@@ -1,0 +1,116 @@
+//! One connection's byte stream, whatever carries it.
+//!
+//! Made by listeners (accept) and clusters (connect); read and written by codecs and the TCP proxy.
+
+use bytes::Bytes;
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+
+/// Anything else that can carry a connection: TLS, an internal listener's pipe.
+pub trait Carrier: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Carrier for T {}
+
+/// A connection's byte stream. The common cases are named so that they cost no virtual call.
+pub enum Io {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Boxed(Box<dyn Carrier>),
+    /// Bytes that were read ahead come first.
+    Prefixed(Bytes, Box<Io>),
+}
+
+impl Io {
+    /// The same connection with `prefix` in front of what is still to be read.
+    pub fn with_prefix(self, prefix: Bytes) -> Self {
+        if prefix.is_empty() { self } else { Self::Prefixed(prefix, Box::new(self)) }
+    }
+
+    /// Ready when a read would not wait; a hint, as readiness is everywhere.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(s) => s.poll_read_ready(cx),
+            Self::Unix(s) => s.poll_read_ready(cx),
+            Self::Boxed(_) | Self::Prefixed(..) => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+macro_rules! each {
+    ($self:ident, $s:ident => $call:expr) => {
+        match $self.get_mut() {
+            Io::Tcp(s) => {
+                let $s = Pin::new(s);
+                $call
+            }
+            Io::Unix(s) => {
+                let $s = Pin::new(s);
+                $call
+            }
+            Io::Boxed(s) => {
+                let $s = Pin::new(s);
+                $call
+            }
+            Io::Prefixed(_, s) => {
+                let $s = Pin::new(&mut **s);
+                $call
+            }
+        }
+    };
+}
+
+impl AsyncRead for Io {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Io::Prefixed(prefix, _) = &mut *self {
+            if !prefix.is_empty() {
+                let n = prefix.len().min(buf.remaining());
+                buf.put_slice(&prefix.split_to(n));
+                return Poll::Ready(Ok(()));
+            }
+            // The prefix is used up: from now on there is no difference.
+            if let Io::Prefixed(_, inner) = std::mem::replace(
+                &mut *self,
+                Io::Prefixed(Bytes::new(), Box::new(Io::Boxed(Box::new(tokio::io::empty())))),
+            ) {
+                *self = *inner;
+            }
+        }
+        each!(self, s => s.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, s => s.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, s => s.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => true,
+            Self::Boxed(s) => s.is_write_vectored(),
+            Self::Prefixed(_, s) => s.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, s => s.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, s => s.poll_shutdown(cx))
+    }
+}
