@@ -4,16 +4,23 @@
 
 use std::{env, fs, path::PathBuf};
 
+#[path = "src/schema/layout.rs"]
+mod layout;
 #[path = "build/prune.rs"]
 mod prune;
+#[path = "build/tables.rs"]
+mod tables;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=schema");
+    println!("cargo::rerun-if-changed=src/schema/layout.rs");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let schema = fs::read("schema/envoy-1.40.binpb")?;
     let roots = fs::read_to_string("schema/roots.txt")?;
+
+    fs::write(out.join("schema.bin"), tables::tables(&schema)?)?;
 
     let set = prune::prune(&schema, &roots)?;
     let mut config = prost_build::Config::new();

@@ -8,8 +8,17 @@ pub mod types {
     include!(concat!(env!("OUT_DIR"), "/types.rs"));
 }
 
+pub mod check;
+pub mod encode;
+pub mod json;
+pub mod node;
 mod problem;
+pub mod schema;
+pub mod wire;
+pub mod yaml;
 
+pub use check::{CheckOptions, Checked, check};
+pub use encode::{EncodeOptions, Encoded, encode};
 pub use problem::{Position, Problem};
 pub use prost_types::{Any, Duration, Struct, Timestamp, Value};
 pub use types::{envoy, google, udpa, xds};

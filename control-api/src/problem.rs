@@ -27,6 +27,11 @@ impl Problem {
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into(), position: None }
     }
+
+    /// A problem at a known place of a text.
+    pub fn at(position: Position, path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into(), position: Some(position) }
+    }
 }
 
 impl fmt::Display for Problem {
