@@ -154,6 +154,20 @@ impl Context {
         })
     }
 
+    /// The message of type `M` in `any`, which is field `name`; another type, or bytes that are no `M`, are problems.
+    pub fn unpack<M: prost::Message + prost::Name + Default>(
+        &mut self,
+        name: &str,
+        any: &weft_control_api::Any,
+    ) -> Option<M> {
+        let found = any.type_url.rsplit('/').next().unwrap_or_default();
+        if found != M::full_name() {
+            self.problem_at(name, format!("found {found:?}, allowed is {:?}", M::full_name()));
+            return None;
+        }
+        M::decode(&*any.value).map_err(|e| self.problem_at(name, format!("found bytes that are no {found}: {e}"))).ok()
+    }
+
     /// A regular expression with RE2's meaning: it must match the whole of its input.
     pub fn regex(&mut self, name: &str, pattern: &str) -> Option<regex::Regex> {
         match regex::RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(1 << 22).build() {

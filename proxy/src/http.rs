@@ -1,10 +1,19 @@
 //! HTTP: messages, bodies, the codecs of both versions on both sides, and the connection manager.
 
 pub mod body;
+pub mod date;
+pub mod deadlines;
+pub mod grpc;
 pub mod h1;
 pub mod h2;
+pub mod header_names;
 pub mod message;
+pub mod path;
+pub mod pump;
+pub mod request_id;
 pub mod service;
+pub mod stats;
+pub mod timeouts;
 
 pub use body::{Body, BodySink, BodySource, Frame};
 pub use message::{Protocol, RequestHead, ResponseHead};
