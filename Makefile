@@ -1,0 +1,33 @@
+# Two commands are enough: `make run` (a whole small mesh on localhost) and `make test`.
+CARGO ?= cargo
+export WEFT_VENV ?= $(CURDIR)/.venv
+
+.PHONY: run build test lint fmt bench conformance tools clean help
+
+help: ## what can be made
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+run: ## builds Weft and starts the demo mesh
+	$(CARGO) run --release --bin weft -- quickstart
+
+build: ## release binaries: weft and weft-control
+	$(CARGO) build --release --bins
+
+test: tools ## all tests; one whose tool cannot be had says `skipped: why`
+	$(CARGO) test --workspace
+
+tools: ## fetches what the tests run beside Weft: the real Envoy, gRPC's xDS client
+	@sh scripts/tools.sh
+
+lint: ## format, clippy, docs
+	$(CARGO) fmt --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+fmt:
+	$(CARGO) fmt
+
+bench: build ## Weft against its peers, alternating in one run
+	$(CARGO) run --release -p weft-benches
+
+clean:
+	$(CARGO) clean
