@@ -3,6 +3,10 @@
 //! Invariant: nothing here knows tokio, hyper, h2, rustls, tower or metrics; protobuf types appear only as the
 //! arguments of `from_proto` functions.
 
+// Deprecated fields are still read: configurations have them.
+#![allow(deprecated)]
+
+pub mod address;
 mod context;
 
 pub use context::Context;
