@@ -8,6 +8,8 @@
 
 pub mod address;
 mod context;
+pub mod load;
 
 pub use context::Context;
+pub use load::{LoadOptions, Loaded, Sources, load};
 pub use weft_control_api::{Position, Problem};

@@ -30,18 +30,23 @@ pub struct Encoded {
     pub bytes: Vec<u8>,
     /// The unknown fields that were left out.
     pub unknown: Vec<Problem>,
-    node: Node,
+    node: Option<Node>,
 }
 
 impl Encoded {
-    /// Gives problems that were found in `bytes` their places in the text.
-    pub fn locate(&self, problems: &mut [Problem]) {
-        node::locate(&[&self.node], problems);
+    /// A message that did not come from text.
+    pub fn from_wire(bytes: Vec<u8>) -> Self {
+        Self { bytes, unknown: Vec::new(), node: None }
     }
 
-    /// The text's tree.
-    pub fn node(&self) -> &Node {
-        &self.node
+    /// Gives problems that were found in `bytes` their places in the text.
+    pub fn locate(&self, problems: &mut [Problem]) {
+        node::locate(self.node.as_slice(), problems);
+    }
+
+    /// The text's tree, if the message came from text.
+    pub fn into_node(self) -> Option<Node> {
+        self.node
     }
 }
 
@@ -63,7 +68,7 @@ pub fn encode(node: Node, name: &str, options: EncodeOptions) -> Result<Encoded,
     };
     encoder.message(message, &node);
     if encoder.problems.is_empty() {
-        Ok(Encoded { bytes: encoder.out, unknown: encoder.unknown, node })
+        Ok(Encoded { bytes: encoder.out, unknown: encoder.unknown, node: Some(node) })
     } else {
         Err(encoder.problems)
     }

@@ -1,5 +1,5 @@
 //! Reads JSON text into a [`Node`] tree: RFC 8259, and what Envoy's reader takes beyond it (a comma after the last
-//! element, single quotes).
+//! element, single quotes, keys that are bare words).
 //!
 //! Invariant: any input ends in a tree within the limits of `node.rs` or in a problem with a place; never a panic.
 
@@ -91,10 +91,11 @@ impl Reader<'_> {
         let mut entries = MapBuilder::default();
         while !self.take(b'}') {
             let position = self.position();
-            if !matches!(self.peek(), Some(b'"' | b'\'')) {
-                return Err(self.wrong("a key in quotes or '}'"));
-            }
-            let key = self.string()?;
+            let key = match self.peek() {
+                Some(b'"' | b'\'') => self.string()?,
+                Some(b'a'..=b'z' | b'A'..=b'Z' | b'_') => self.bare_key(),
+                _ => return Err(self.wrong("a key in quotes or '}'")),
+            };
             if !self.take(b':') {
                 return Err(self.wrong("':'"));
             }
@@ -108,6 +109,14 @@ impl Reader<'_> {
             }
         }
         Ok(NodeValue::Map(entries.finish()))
+    }
+
+    fn bare_key(&mut self) -> Box<str> {
+        let start = self.at;
+        while matches!(self.peek(), Some(b'a'..=b'z' | b'A'..=b'Z' | b'_' | b'0'..=b'9')) {
+            self.at += 1;
+        }
+        self.text[start..self.at].into()
     }
 
     fn list(&mut self, depth: usize) -> Result<NodeValue, Problem> {
@@ -222,12 +231,12 @@ mod tests {
 
     #[test]
     fn values_escapes_and_places() {
-        let node = parse("{\n\t\"a\": [1, -2.5e3, true, null,],\n 'b': \"\\ud83d\\ude00\\/\\n\",}").unwrap();
+        let node = parse("{\n\t\"a\": [1, -2.5e3, true, null,],\n  b: {},\n 'b2': \"\\ud83d\\ude00\\/\\n\",}").unwrap();
         let NodeValue::List(items) = &node.get("a").unwrap().value else { panic!("a list") };
         assert_eq!(items[1].value, NodeValue::Number("-2.5e3".into()));
         assert_eq!(items[3].value, NodeValue::Null);
-        assert_eq!(node.get("b").unwrap().value, NodeValue::String("\u{1f600}/\n".into()));
-        assert_eq!(node.get("b").unwrap().position, Position { line: 3, column: 7 });
+        assert_eq!(node.get("b2").unwrap().value, NodeValue::String("\u{1f600}/\n".into()));
+        assert_eq!(node.get("b2").unwrap().position, Position { line: 4, column: 8 });
     }
 
     #[test]

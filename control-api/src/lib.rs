@@ -14,11 +14,12 @@ pub mod json;
 pub mod node;
 mod problem;
 pub mod schema;
+pub mod text;
 pub mod wire;
 pub mod yaml;
 
 pub use check::{CheckOptions, Checked, check};
 pub use encode::{EncodeOptions, Encoded, encode};
 pub use problem::{Position, Problem};
-pub use prost_types::{Any, Duration, Struct, Timestamp, Value};
+pub use prost_types::{Any, Duration, Struct, Timestamp, Value, value};
 pub use types::{envoy, google, udpa, xds};

@@ -94,14 +94,14 @@ impl MapBuilder {
 /// Gives the problems that have no place one, by their paths. Of several texts, the later ones were merged over the
 /// earlier ones: their repeated fields follow those of the earlier ones. A path that a text does not hold gets the
 /// place of its nearest parent.
-pub fn locate(texts: &[&Node], problems: &mut [Problem]) {
+pub fn locate(texts: &[Node], problems: &mut [Problem]) {
     for problem in problems.iter_mut().filter(|p| p.position.is_none()) {
         problem.position = find(texts, &problem.path);
     }
 }
 
-fn find(texts: &[&Node], path: &str) -> Option<Position> {
-    let mut nodes = texts.to_vec();
+fn find(texts: &[Node], path: &str) -> Option<Position> {
+    let mut nodes: Vec<&Node> = texts.iter().collect();
     let mut position = nodes.last()?.position;
     for step in Steps(path) {
         let mut place = None;
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
     use crate::yaml;
 
-    fn line(texts: &[&Node], path: &str) -> u32 {
+    fn line(texts: &[Node], path: &str) -> u32 {
         let mut problems = [Problem::new(path, "x")];
         locate(texts, &mut problems);
         problems[0].position.unwrap().line
@@ -222,15 +222,16 @@ mod tests {
     #[test]
     fn paths_lead_to_lines() {
         let base = yaml::parse("a:\n  bC:\n  - x: 1\n  - x: 2\nm:\n  k\"q: 5\n").unwrap();
-        assert_eq!(line(&[&base], "a.b_c[1].x"), 4);
-        assert_eq!(line(&[&base], "a.b_c[1].missing.deeper"), 4);
-        assert_eq!(line(&[&base], r#"m["k\"q"]"#), 6);
-        assert_eq!(line(&[&base], ""), 1);
-        assert_eq!(line(&[&base], "a]["), 1);
+        assert_eq!(line(std::slice::from_ref(&base), "a.b_c[1].x"), 4);
+        assert_eq!(line(std::slice::from_ref(&base), "a.b_c[1].missing.deeper"), 4);
+        assert_eq!(line(std::slice::from_ref(&base), r#"m["k\"q"]"#), 6);
+        assert_eq!(line(std::slice::from_ref(&base), ""), 1);
+        assert_eq!(line(std::slice::from_ref(&base), "a]["), 1);
 
         let over = yaml::parse("\n\n\n\n\n\n\n\na:\n  b_c:\n  - x: 3\n").unwrap();
-        assert_eq!(line(&[&base, &over], "a.b_c[0].x"), 3);
-        assert_eq!(line(&[&base, &over], "a.b_c[2].x"), 11);
-        assert_eq!(line(&[&base, &over], "a"), 9);
+        let both = [base, over];
+        assert_eq!(line(&both, "a.b_c[0].x"), 3);
+        assert_eq!(line(&both, "a.b_c[2].x"), 11);
+        assert_eq!(line(&both, "a"), 9);
     }
 }

@@ -114,7 +114,7 @@ impl Encoder {
             NodeValue::String(text) if &**text == "NaN" => Some(f64::NAN),
             NodeValue::String(text) if &**text == "Infinity" => Some(f64::INFINITY),
             NodeValue::String(text) if &**text == "-Infinity" => Some(f64::NEG_INFINITY),
-            // Rust also reads "inf", "nan" and a leading plus; JSON does not.
+            // Rust also reads "inf" and "nan"; JSON does not.
             NodeValue::Number(text) | NodeValue::String(text) if is_number(text) => {
                 text.parse().ok().filter(|n: &f64| n.is_finite())
             }
@@ -146,9 +146,9 @@ impl Encoder {
     }
 }
 
-/// True for what JSON calls a number, and `.5`, which Envoy takes where text stands for a number.
+/// True for what JSON calls a number, and `.5` and `+5`, which Envoy takes where text stands for a number.
 fn is_number(text: &str) -> bool {
-    let digits = text.strip_prefix('-').unwrap_or(text);
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     digits.starts_with(|c: char| c.is_ascii_digit() || c == '.')
         && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'))
 }

@@ -1,0 +1,228 @@
+//! Loads a bootstrap from a file, from text given on the command line, or from both.
+//!
+//! Called at start-up and by `--mode validate`. The result is checked against the schema's constraints; what it means
+//! is [`crate::Bootstrap`]'s matter. Invariant: the text on the command line is merged over the file as protobuf
+//! merges: messages field by field, lists one after the other, single values replaced.
+
+use prost::Message as _;
+use std::{io, path::Path};
+use weft_control_api::{
+    CheckOptions, Checked, EncodeOptions, Encoded, Problem, check,
+    envoy::config::bootstrap::v3::{Bootstrap, runtime_layer::LayerSpecifier},
+    node::{self, Node},
+    text::{self, Format},
+};
+
+const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
+/// Envoy's runtime key that takes what is deprecated for too long.
+const TAKE_ALL_DEPRECATED: &str = "envoy.features.enable_all_deprecated_features";
+
+/// Where a bootstrap comes from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sources<'a> {
+    /// The file (`-c`).
+    pub path: Option<&'a Path>,
+    /// YAML text to merge over it (`--config-yaml`); empty counts as none.
+    pub yaml: Option<&'a str>,
+}
+
+/// How strict to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions {
+    /// Only list fields that the schema does not know (`--allow-unknown-static-fields`).
+    pub allow_unknown: bool,
+}
+
+/// A bootstrap that the schema agrees with.
+#[derive(Debug)]
+pub struct Loaded {
+    /// On the wire.
+    pub bytes: Vec<u8>,
+    /// As protobuf.
+    pub proto: Bootstrap,
+    /// Fields that the schema does not know, left out.
+    pub unknown: Vec<Problem>,
+    /// Deprecated fields in use.
+    pub deprecated: Vec<Problem>,
+    /// Fields in use that are marked as work in progress.
+    pub work_in_progress: Vec<Problem>,
+    texts: Vec<Node>,
+}
+
+impl Loaded {
+    /// Gives problems that were found in the bootstrap their places in the text.
+    pub fn locate(&self, problems: &mut [Problem]) {
+        node::locate(&self.texts, problems);
+    }
+}
+
+/// Loads a bootstrap.
+///
+/// # Errors
+/// Everything that is wrong with it: a file that cannot be read, text that is no YAML, fields that do not exist,
+/// values that the schema forbids.
+pub fn load(sources: Sources<'_>, options: LoadOptions) -> Result<Loaded, Vec<Problem>> {
+    let encode_options = EncodeOptions { allow_unknown: options.allow_unknown };
+    let yaml = sources.yaml.filter(|text| !text.is_empty());
+    if sources.path.is_none() && yaml.is_none() {
+        return Err(vec![Problem::new("", "there is no configuration: give a file (-c) or text (--config-yaml)")]);
+    }
+
+    let mut found = Vec::new();
+    let mut problems = Vec::new();
+    let mut take = |part: Result<Encoded, Vec<Problem>>| match part {
+        Ok(part) => found.push(part),
+        Err(more) => problems.extend(more),
+    };
+    if let Some(path) = sources.path {
+        take(read_file(path, encode_options));
+    }
+    if let Some(yaml) = yaml {
+        take(text::read(yaml.as_bytes(), Format::Yaml, BOOTSTRAP, encode_options));
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    finish(found, options)
+}
+
+fn read_file(path: &Path, options: EncodeOptions) -> Result<Encoded, Vec<Problem>> {
+    let one = |problem| vec![problem];
+    let format = Format::of(path).map_err(one)?;
+    let content = std::fs::read(path)
+        .map_err(|e: io::Error| one(Problem::new("", format!("cannot read {}: {e}", path.display()))))?;
+    text::read(&content, format, BOOTSTRAP, options)
+}
+
+fn finish(parts: Vec<Encoded>, options: LoadOptions) -> Result<Loaded, Vec<Problem>> {
+    let (mut bytes, mut unknown, mut texts) = (Vec::new(), Vec::new(), Vec::new());
+    for mut part in parts {
+        // Messages one after the other are, to protobuf, the later merged over the earlier.
+        bytes.append(&mut part.bytes);
+        unknown.append(&mut part.unknown);
+        texts.extend(part.into_node());
+    }
+
+    let proto = Bootstrap::decode(&*bytes);
+    let check_options = CheckOptions {
+        reject_unknown: !options.allow_unknown,
+        allow_disallowed: proto.as_ref().is_ok_and(takes_all_deprecated),
+    };
+    let Checked { mut problems, unknown: mut more, mut deprecated, mut work_in_progress } =
+        check(BOOTSTRAP, &bytes, check_options);
+    for list in [&mut problems, &mut more, &mut deprecated, &mut work_in_progress] {
+        node::locate(&texts, list);
+    }
+    unknown.append(&mut more);
+    match proto {
+        Ok(proto) if problems.is_empty() => Ok(Loaded { bytes, proto, unknown, deprecated, work_in_progress, texts }),
+        Err(e) if problems.is_empty() => Err(vec![Problem::new("", format!("is no {BOOTSTRAP}: {e}"))]),
+        _ => Err(problems),
+    }
+}
+
+/// True if the static runtime of the bootstrap takes what is deprecated for too long.
+fn takes_all_deprecated(bootstrap: &Bootstrap) -> bool {
+    let layers = bootstrap.layered_runtime.iter().flat_map(|runtime| &runtime.layers);
+    let mut taken = false;
+    for layer in layers {
+        if let Some(LayerSpecifier::StaticLayer(layer)) = &layer.layer_specifier
+            && let Some(value) = layer.fields.get(TAKE_ALL_DEPRECATED)
+        {
+            use weft_control_api::value::Kind;
+            taken = match &value.kind {
+                Some(Kind::BoolValue(value)) => *value,
+                Some(Kind::StringValue(text)) => text == "true",
+                _ => false,
+            };
+        }
+    }
+    taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_yaml(yaml: &str) -> Result<Loaded, Vec<Problem>> {
+        load(Sources { path: None, yaml: Some(yaml) }, LoadOptions::default())
+    }
+
+    /// A file with this content that lives as long as the value.
+    struct File(std::path::PathBuf);
+
+    impl File {
+        fn new(name: &str, content: &[u8]) -> Self {
+            let path = std::env::temp_dir().join(format!("weft-load-{}-{name}", std::process::id()));
+            std::fs::write(&path, content).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for File {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn text_is_merged_over_the_file() {
+        let file = File::new(
+            "base.yaml",
+            b"node: {id: a, cluster: c}\nstatic_resources:\n  clusters: [{name: one}]\nstats_flush_on_admin: true\n",
+        );
+        let yaml = "node: {id: b}\nstatic_resources:\n\n\n\n\n  clusters: [{name: two}]\n";
+        let loaded = load(Sources { path: Some(&file.0), yaml: Some(yaml) }, LoadOptions::default()).unwrap();
+        let node = loaded.proto.node.as_ref().unwrap();
+        assert_eq!((&*node.id, &*node.cluster), ("b", "c"));
+        let names: Vec<_> = loaded.proto.static_resources.iter().flat_map(|s| &s.clusters).map(|c| &*c.name).collect();
+        assert_eq!(names, ["one", "two"]);
+
+        let mut problems = ["static_resources.clusters[1].name", "static_resources.clusters[0].name"]
+            .map(|path| Problem::new(path, "x"));
+        loaded.locate(&mut problems);
+        assert_eq!(problems.map(|p| p.position.unwrap().line), [7, 3]);
+    }
+
+    #[test]
+    fn formats_by_extension() {
+        let wire = load_yaml("node: {id: a}").unwrap().bytes;
+        for (name, content, ok) in [
+            ("a.yaml", &b"node: {id: a}"[..], true),
+            ("a.YML", b"node: {id: a}", true),
+            ("a.json", b"{\"node\": {\"id\": \"a\"}}", true),
+            ("a.conf", b"{\"node\": {\"id\": \"a\"}}", true),
+            ("b.conf", b"node: {id: a}", false),
+            ("a.pb", &wire, true),
+            ("b.pb", b"\xff\xff\xff", false),
+            ("a.pb_text", b"node { id: \"a\" }", false),
+            ("c.yaml", b"\xff", false),
+        ] {
+            let file = File::new(name, content);
+            let loaded = load(Sources { path: Some(&file.0), yaml: None }, LoadOptions::default());
+            assert_eq!(loaded.is_ok(), ok, "{name}: {loaded:?}");
+            assert!(loaded.is_err() || loaded.is_ok_and(|l| l.proto.node.unwrap().id == "a"));
+        }
+    }
+
+    #[test]
+    fn nothing_to_load_is_a_problem() {
+        for sources in [
+            Sources::default(),
+            Sources { path: None, yaml: Some("") },
+            Sources { path: Some(Path::new("/nonexistent/envoy.yaml")), yaml: None },
+        ] {
+            assert_eq!(load(sources, LoadOptions::default()).unwrap_err().len(), 1);
+        }
+    }
+
+    #[test]
+    fn constraints_and_unknown_fields() {
+        let found = load_yaml("static_resources: {clusters: [{name: '', connect_timeout: 0s}]}").unwrap_err();
+        assert_eq!(found.len(), 2);
+        assert!(found.iter().all(|p| p.position.is_some()));
+        assert!(load_yaml("nope: 1").is_err());
+        let sources = Sources { path: None, yaml: Some("nope: 1\nnode: {also: 2}") };
+        assert_eq!(load(sources, LoadOptions { allow_unknown: true }).unwrap().unknown.len(), 2);
+    }
+}
