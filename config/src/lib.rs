@@ -7,9 +7,20 @@
 #![allow(deprecated)]
 
 pub mod address;
+pub mod bootstrap;
+pub mod config_source;
 mod context;
+pub mod dns_resolver;
+pub mod grpc_service;
 pub mod load;
+pub mod runtime;
+pub mod string_matcher;
 
+pub use address::Address;
+pub use bootstrap::Bootstrap;
+pub use config_source::ConfigSource;
 pub use context::Context;
+pub use dns_resolver::DnsResolver;
+pub use grpc_service::GrpcService;
 pub use load::{LoadOptions, Loaded, Sources, load};
 pub use weft_control_api::{Position, Problem};

@@ -21,5 +21,6 @@ pub mod yaml;
 pub use check::{CheckOptions, Checked, check};
 pub use encode::{EncodeOptions, Encoded, encode};
 pub use problem::{Position, Problem};
+pub use prost::{Message, Name};
 pub use prost_types::{Any, Duration, Struct, Timestamp, Value, value};
 pub use types::{envoy, google, udpa, xds};
