@@ -1,77 +1,119 @@
-//! HTTP/1 on both sides.
+//! HTTP/1 on both sides: our own codec, since it must accept, reject and write exactly what Envoy does.
+//!
+//! Listeners call [`serve`] with a downstream connection; pools make [`ClientConnection`]s. Below them, without I/O:
+//! `parse` (heads), `fields` (header lines), `target` (request targets), `body`, `encode`; and what both sides share:
+//! `wire` (buffers over a stream), `outbox` (what waits to be written), `exchange` (a message in, a message out).
+//! Invariants: payload is given on as the `Bytes` that were read; every buffer has a limit; an idle connection holds no
+//! buffer; no borrow is held while anything else runs.
 
-use super::{BodySink, BodySource, Frame, RequestHead, ResponseEvent, ResponseHead};
-use crate::base::{ResetReason, StreamError};
-use bytes::Bytes;
-use http::HeaderMap;
-use std::task::{Context, Poll};
+mod body;
+mod client;
+mod details;
+mod encode;
+mod exchange;
+mod fields;
+mod options;
+mod outbox;
+mod parse;
+mod server;
+mod target;
+mod wire;
 
-pub enum BodyReader {}
-pub enum Responder {}
-pub enum ClientStream {}
+pub use client::{ClientConnection, ClientStream, OnDone, Outcome};
+pub use options::{ClientOptions, HeadLimits, HeaderKeyFormat, Http1ProtocolOptions, ServerOptions, UpgradeFilter};
+pub use server::{Closed, Responder, serve};
+
+use super::{BodySource, Frame};
+use crate::base::StreamError;
+use exchange::{Count, Exchange};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+crate::stats! {
+    /// `http1.*` below the server's root, and below each cluster.
+    pub struct CodecStats {
+        counter dropped_headers_with_underscores,
+        counter metadata_not_supported_error,
+        counter requests_rejected_with_underscores_in_headers,
+        counter response_flood,
+    }
+}
+
+/// The body of a message on a connection, and after an upgrade whatever the peer sends.
+pub struct BodyReader {
+    owner: Owner,
+    serial: u64,
+    received: Count,
+}
+
+enum Owner {
+    Downstream(Rc<server::Shared>),
+    Upstream(Rc<client::Shared>),
+}
+
+impl BodyReader {
+    fn downstream(shared: Rc<server::Shared>, serial: u64) -> Self {
+        Self { owner: Owner::Downstream(shared), serial, received: (0, 0) }
+    }
+
+    fn upstream(shared: Rc<client::Shared>, serial: u64) -> Self {
+        Self { owner: Owner::Upstream(shared), serial, received: (0, 0) }
+    }
+
+    fn exchange(&self) -> &RefCell<Exchange> {
+        match &self.owner {
+            Owner::Downstream(shared) => &shared.exchange,
+            Owner::Upstream(shared) => &shared.exchange,
+        }
+    }
+
+    /// Bytes of the message so far: (header lines, everything else); their sum is what was on the wire.
+    pub fn bytes_received(&self) -> (u64, u64) {
+        let exchange = self.exchange().borrow();
+        if exchange.serial == self.serial { exchange.received } else { self.received }
+    }
+}
 
 impl BodySource for BodyReader {
-    fn poll_frame(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
-        match *self {}
-    }
-    fn is_end(&self) -> bool {
-        match *self {}
-    }
-    fn remaining(&self) -> Option<u64> {
-        match *self {}
-    }
-}
-
-macro_rules! sink {
-    ($t:ident) => {
-        impl BodySink for $t {
-            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-                match *self {}
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+        let polled = {
+            let mut exchange = self.exchange().borrow_mut();
+            if exchange.serial != self.serial {
+                return Poll::Ready(None);
             }
-            fn send_data(&mut self, _: Bytes, _: bool) -> Result<(), StreamError> {
-                match *self {}
+            let polled = exchange.poll_frame(cx);
+            if polled.is_pending() && matches!(self.owner, Owner::Upstream(_)) {
+                exchange.write_aside(cx);
             }
-            fn send_trailers(&mut self, _: HeaderMap) -> Result<(), StreamError> {
-                match *self {}
-            }
-            fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-                match *self {}
-            }
-            fn reset(&mut self, _: ResetReason) {
-                match *self {}
-            }
+            let received = exchange.received;
+            drop(exchange);
+            self.received = received;
+            polled
+        };
+        if let (Owner::Upstream(shared), true) = (&self.owner, polled.is_ready()) {
+            shared.settle();
         }
-    };
-}
-sink!(Responder);
-sink!(ClientStream);
+        polled
+    }
 
-impl Responder {
-    pub fn send_informational(&mut self, _: ResponseHead) -> Result<(), StreamError> {
-        match *self {}
+    fn is_end(&self) -> bool {
+        let exchange = self.exchange().borrow();
+        exchange.serial != self.serial || (exchange.incoming.is_end() && exchange.failure.is_none())
     }
-    pub fn send_head(&mut self, _: ResponseHead, _: bool) -> Result<(), StreamError> {
-        match *self {}
-    }
-    pub fn poll_closed(&mut self, _: &mut Context<'_>) -> Poll<StreamError> {
-        match *self {}
-    }
-    pub fn close_connection(&mut self) {
-        match *self {}
-    }
-    pub fn bytes_sent(&self) -> (u64, u64) {
-        match *self {}
+
+    fn remaining(&self) -> Option<u64> {
+        let exchange = self.exchange().borrow();
+        if exchange.serial == self.serial { exchange.incoming.remaining() } else { Some(0) }
     }
 }
 
-impl ClientStream {
-    pub fn send_head(&mut self, _: RequestHead, _: bool) -> Result<(), StreamError> {
-        match *self {}
-    }
-    pub fn poll_response(&mut self, _: &mut Context<'_>) -> Poll<Result<ResponseEvent, StreamError>> {
-        match *self {}
-    }
-    pub fn bytes_sent(&self) -> (u64, u64) {
-        match *self {}
+impl Drop for BodyReader {
+    fn drop(&mut self) {
+        if let Owner::Upstream(shared) = &self.owner {
+            shared.leave(self.serial);
+        }
     }
 }

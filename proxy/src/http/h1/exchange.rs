@@ -1,0 +1,208 @@
+//! One request and its response on one connection, seen from either side: a message comes in, another goes out.
+//!
+//! Both connections keep one [`Exchange`] in a `RefCell` that the reader and the writer of the stream share; it is
+//! borrowed within one call only. Invariant: `serial` grows with each exchange, so that a reader or writer that outlives
+//! its own can do nothing to the next.
+
+use super::{
+    body::{BodyDecoder, Piece},
+    encode::BodyEncoder,
+    wire::Wire,
+};
+use crate::{
+    base::{ResetReason, Side, StreamError},
+    http::Frame,
+    transport::Io,
+};
+use bytes::Bytes;
+use http::HeaderMap;
+use std::task::{Context, Poll, Waker, ready};
+
+/// (header lines, everything else) in bytes; their sum is what was on the wire.
+pub(super) type Count = (u64, u64);
+
+/// The state of a connection's present exchange.
+pub(super) struct Exchange {
+    pub wire: Wire,
+    /// Whose the other end is.
+    pub peer: Side,
+    pub serial: u64,
+    pub incoming: BodyDecoder,
+    pub outgoing: BodyEncoder,
+    /// Set once, when nothing more can come of this exchange.
+    pub failure: Option<StreamError>,
+    /// What was sent is not what was declared, or was cut: no other message may follow.
+    pub broken: bool,
+    pub buffer_limit: usize,
+    pub send_trailers: bool,
+    pub received: Count,
+    pub sent_headers: u64,
+    /// Woken when what waits was written by another than the writer, and when the exchange fails.
+    pub writer: Option<Waker>,
+    /// Woken when the exchange fails.
+    pub watcher: Option<Waker>,
+    /// [`super::outbox::Outbox::total`] when the exchange began.
+    sent_before: u64,
+}
+
+impl Exchange {
+    pub fn new(io: Io, peer: Side, buffer_limit: usize, send_trailers: bool) -> Self {
+        Self {
+            wire: Wire::new(io),
+            peer,
+            serial: 0,
+            incoming: BodyDecoder::none(),
+            outgoing: BodyEncoder::Done,
+            failure: None,
+            broken: false,
+            buffer_limit,
+            send_trailers,
+            received: (0, 0),
+            sent_headers: 0,
+            writer: None,
+            watcher: None,
+            sent_before: 0,
+        }
+    }
+
+    /// Begins the next exchange; what comes in is none until its head is read.
+    pub fn begin(&mut self) {
+        self.serial += 1;
+        self.incoming = BodyDecoder::none();
+        self.outgoing = BodyEncoder::Waiting;
+        self.received = (0, 0);
+        self.sent_headers = 0;
+        self.sent_before = self.wire.out.total();
+    }
+
+    /// True once any byte of this exchange left.
+    pub fn is_written(&self) -> bool {
+        self.wire.written() > self.sent_before
+    }
+
+    pub fn sent(&self) -> Count {
+        (self.sent_headers, self.wire.out.total() - self.sent_before - self.sent_headers)
+    }
+
+    /// The error for a user whose exchange is over.
+    pub fn stale(&self) -> StreamError {
+        StreamError::new(self.peer, ResetReason::ConnectionTermination, "")
+    }
+
+    /// Ends the exchange; the first error stays.
+    pub fn fail(&mut self, error: StreamError) -> StreamError {
+        self.broken = true;
+        self.writer.take().into_iter().chain(self.watcher.take()).for_each(Waker::wake);
+        self.failure.get_or_insert(error).clone()
+    }
+
+    /// The failure, unless it leaves the way out open: a client whose request was malformed is still answered.
+    pub fn lost(&self) -> Option<&StreamError> {
+        let answerable = self.peer == Side::Downstream;
+        self.failure.as_ref().filter(|error| !(answerable && error.reason == ResetReason::ProtocolError))
+    }
+
+    /// Ends the exchange because the peer closed or the connection broke.
+    pub fn fail_closed(&mut self) -> StreamError {
+        let error = self.stale();
+        self.fail(error)
+    }
+
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+        loop {
+            let before = self.wire.read.len();
+            let piece =
+                if self.incoming.is_end() { Ok(Some(Piece::End)) } else { self.incoming.decode(&mut self.wire.read) };
+            self.received.1 += (before - self.wire.read.len()) as u64;
+            match piece {
+                Ok(Some(Piece::Data(data))) => return Poll::Ready(Some(Ok(Frame::Data(data)))),
+                Ok(Some(Piece::Trailers(trailers))) => return Poll::Ready(Some(Ok(Frame::Trailers(trailers)))),
+                Ok(Some(Piece::End)) => return Poll::Ready(None),
+                Err(bad) => {
+                    let error = bad.error(self.peer);
+                    return Poll::Ready(Some(Err(self.fail(error))));
+                }
+                Ok(None) => {}
+            }
+            if let Some(error) = &self.failure {
+                return Poll::Ready(Some(Err(error.clone())));
+            }
+            match ready!(self.wire.poll_fill(cx)) {
+                Ok(0) if self.incoming.close() => return Poll::Ready(None),
+                Ok(0) => return Poll::Ready(Some(Err(self.fail_closed()))),
+                Ok(_) => {}
+                Err(_) => return Poll::Ready(Some(Err(self.fail_closed()))),
+            }
+        }
+    }
+
+    /// Writes out what waits, for the writer of the message.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        if let Some(error) = self.lost() {
+            return Poll::Ready(Err(error.clone()));
+        }
+        match self.wire.poll_write(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(self.fail_closed())),
+            Poll::Pending => {
+                self.writer = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Writes out what waits, for anybody who is polled anyway; the writer is woken if it waits for that.
+    pub fn write_aside(&mut self, cx: &mut Context<'_>) {
+        if self.wire.is_clear() || self.lost().is_some() {
+            return;
+        }
+        let before = self.wire.written();
+        match self.wire.poll_write(cx) {
+            Poll::Ready(Err(_)) => drop(self.fail_closed()),
+            _ if self.wire.written() > before => self.writer.take().into_iter().for_each(Waker::wake),
+            _ => {}
+        }
+    }
+
+    /// Ready when more may be sent.
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        if self.wire.out.len() < self.buffer_limit && self.lost().is_none() {
+            return Poll::Ready(Ok(()));
+        }
+        match self.poll_write(cx) {
+            Poll::Pending if self.wire.out.len() < self.buffer_limit => Poll::Ready(Ok(())),
+            polled => polled,
+        }
+    }
+
+    pub fn send_data(&mut self, data: Bytes, end: bool) -> Result<(), StreamError> {
+        if let Some(error) = self.lost() {
+            return Err(error.clone());
+        }
+        if self.outgoing.is_waiting() || (self.outgoing.is_done() && !data.is_empty()) {
+            return Err(StreamError::new(Side::Ours, ResetReason::LocalReset, "data out of place"));
+        }
+        self.broken |= !self.outgoing.data(data, &mut self.wire.out);
+        if end {
+            self.end(None);
+        }
+        Ok(())
+    }
+
+    pub fn send_trailers(&mut self, trailers: &HeaderMap) -> Result<(), StreamError> {
+        self.send_data(Bytes::new(), false)?;
+        self.end(Some(trailers).filter(|_| self.send_trailers));
+        Ok(())
+    }
+
+    pub fn end(&mut self, trailers: Option<&HeaderMap>) {
+        if !self.outgoing.is_done() {
+            self.broken |= !self.outgoing.end(trailers, &mut self.wire.out);
+        }
+    }
+
+    /// True once both messages are whole.
+    pub fn is_complete(&self) -> bool {
+        self.incoming.is_end() && self.outgoing.is_done()
+    }
+}

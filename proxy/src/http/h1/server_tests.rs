@@ -1,0 +1,1 @@
+//! The downstream connection against scripted clients.

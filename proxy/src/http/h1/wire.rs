@@ -1,0 +1,138 @@
+//! One connection's bytes: the stream, what was read of it and not yet used, what waits to be written.
+//!
+//! Used by both connections. A connection that waits without data holds no read buffer: buffers come from a small
+//! pool of this thread when there is something to read, and go back when they are empty.
+
+use super::outbox::Outbox;
+use crate::transport::Io;
+use bytes::BytesMut;
+use std::{
+    cell::RefCell,
+    future::Future,
+    io::{self, IoSlice},
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+use tokio::io::{AsyncReadExt, AsyncWrite};
+
+/// What is read at once at first, and at most when much comes.
+const READ: usize = 16 * 1024;
+const READ_MOST: usize = 64 * 1024;
+/// How many idle buffers a thread keeps.
+const SPARE: usize = 32;
+/// How many pieces go into one write.
+const VECTORS: usize = 32;
+
+thread_local! {
+    static BUFFERS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A connection's stream with its buffers.
+pub(super) struct Wire {
+    io: Io,
+    pub read: BytesMut,
+    pub out: Outbox,
+    read_size: usize,
+    /// Bytes that the kernel (or TLS) took.
+    written: u64,
+    flushed: bool,
+}
+
+impl Wire {
+    pub fn new(io: Io) -> Self {
+        Self { io, read: BytesMut::new(), out: Outbox::default(), read_size: READ, written: 0, flushed: true }
+    }
+
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// True if nothing waits to be written or flushed.
+    pub fn is_clear(&self) -> bool {
+        self.flushed && self.out.is_empty()
+    }
+
+    /// Reads more; ready with 0 when the peer sends nothing more.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.read.capacity() == self.read.len() {
+            if self.read.is_empty() {
+                ready!(self.io.poll_read_ready(cx))?;
+                self.read = take_buffer();
+            }
+            self.read.reserve(self.read_size);
+        }
+        let room = self.read.capacity() - self.read.len();
+        let result = pin!(self.io.read_buf(&mut self.read)).poll(cx);
+        match &result {
+            Poll::Ready(Ok(n)) if *n == room => self.read_size = (self.read_size * 2).min(READ_MOST),
+            Poll::Ready(Ok(_)) => {}
+            _ => self.release_read(),
+        }
+        result
+    }
+
+    /// Writes out what waits; ready when all of it was taken.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let mut slices = [IoSlice::new(&[]); VECTORS];
+            let n = self.out.slices(&mut slices);
+            let written = match &slices[..n] {
+                [one] => ready!(Pin::new(&mut self.io).poll_write(cx, one))?,
+                many => ready!(Pin::new(&mut self.io).poll_write_vectored(cx, many))?,
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += written as u64;
+            self.flushed = false;
+            self.out.advance(written);
+        }
+        if !self.flushed {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.flushed = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends the end of the stream.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    /// Gives back what an idle connection needs not hold.
+    pub fn release(&mut self) {
+        self.release_read();
+        self.out.release();
+    }
+
+    fn release_read(&mut self) {
+        if self.read.is_empty() && self.read.capacity() > 0 {
+            give_buffer(std::mem::take(&mut self.read));
+            self.read_size = READ;
+        }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.read.clear();
+        self.release_read();
+    }
+}
+
+fn take_buffer() -> BytesMut {
+    BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(READ))
+}
+
+/// Keeps `buffer` if nobody else holds a part of it.
+fn give_buffer(mut buffer: BytesMut) {
+    if buffer.try_reclaim(READ) && buffer.capacity() <= READ_MOST {
+        // The thread may be ending: then there is no pool any more.
+        let _ = BUFFERS.try_with(|buffers| {
+            let mut buffers = buffers.borrow_mut();
+            if buffers.len() < SPARE {
+                buffers.push(buffer);
+            }
+        });
+    }
+}
