@@ -10,8 +10,10 @@ pub mod types {
 
 pub mod check;
 pub mod encode;
+pub mod field_mask;
 pub mod json;
 pub mod node;
+pub mod print;
 mod problem;
 pub mod schema;
 pub mod text;
@@ -20,6 +22,8 @@ pub mod yaml;
 
 pub use check::{CheckOptions, Checked, check};
 pub use encode::{EncodeOptions, Encoded, encode};
+pub use field_mask::FieldMask;
+pub use print::{PrintOptions, pretty, print};
 pub use problem::{Position, Problem};
 pub use prost::{Message, Name};
 pub use prost_types::{Any, Duration, Struct, Timestamp, Value, value};
