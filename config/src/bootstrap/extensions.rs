@@ -4,7 +4,10 @@ use crate::Context;
 use weft_control_api::{
     Any, Message as _, Name,
     envoy::{
-        config::core::v3::TypedExtensionConfig,
+        config::{
+            bootstrap::v3::{ListenerManager, ValidationListenerManager},
+            core::v3::TypedExtensionConfig,
+        },
         extensions::{
             bootstrap::internal_listener::v3::InternalListener as InternalListenerPb, regex_engines::v3::GoogleRe2,
         },
@@ -17,9 +20,6 @@ pub struct InternalListener {
     /// Bytes that each direction of an internal connection buffers; default 1 MiB.
     pub buffer_size: u64,
 }
-
-const LISTENER_MANAGER: &str = "envoy.config.listener.v3.ListenerManager";
-const VALIDATION_LISTENER_MANAGER: &str = "envoy.config.listener.v3.ValidationListenerManager";
 
 /// True if `any` holds the message `name`.
 fn holds(any: &Any, name: &str) -> bool {
@@ -47,7 +47,7 @@ pub(super) fn bootstrap_extensions(pb: Vec<TypedExtensionConfig>, cx: &mut Conte
 
 /// Checks that `listener_manager` is the ordinary one.
 pub(super) fn listener_manager(pb: Option<TypedExtensionConfig>, cx: &mut Context) {
-    only("listener_manager", &[LISTENER_MANAGER, VALIDATION_LISTENER_MANAGER], pb, cx);
+    only("listener_manager", &[&ListenerManager::full_name(), &ValidationListenerManager::full_name()], pb, cx);
 }
 
 /// Checks that `default_regex_engine` is RE2, whose meaning ours has.
