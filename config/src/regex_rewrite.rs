@@ -1,0 +1,115 @@
+//! Replacing what a regular expression finds (`envoy.type.matcher.v3.RegexMatchAndSubstitute`).
+
+use crate::Context;
+use regex::{Captures, Regex, Replacer};
+use weft_control_api::envoy::r#type::matcher::v3 as pb;
+
+/// Every match of the pattern is replaced. The substitution has RE2's form: `\1` is the first group, `\\` a backslash.
+#[derive(Clone, Debug)]
+pub struct RegexRewrite {
+    pattern: Regex,
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    Text(String),
+    Group(usize),
+}
+
+impl RegexRewrite {
+    pub fn from_proto(p: pb::RegexMatchAndSubstitute, cx: &mut Context) -> Option<Self> {
+        let pb::RegexMatchAndSubstitute { pattern, substitution } = p;
+        let pattern = cx.required("pattern", pattern)?;
+        let pattern = match Regex::new(&pattern.regex) {
+            Ok(regex) => regex,
+            Err(e) => {
+                let why = e.to_string();
+                let why = why.lines().last().unwrap_or_default();
+                cx.problem_at(
+                    "pattern.regex",
+                    format!("found {:?}, which is no valid regular expression: {why}", pattern.regex),
+                );
+                return None;
+            }
+        };
+        let parts = parse(&substitution, pattern.captures_len())
+            .map_err(|why| cx.problem_at("substitution", format!("found {substitution:?}: {why}")))
+            .ok()?;
+        Some(Self { pattern, parts })
+    }
+
+    /// The text with every match replaced.
+    pub fn apply(&self, text: &str) -> String {
+        self.pattern.replace_all(text, Substitution(&self.parts)).into_owned()
+    }
+}
+
+struct Substitution<'a>(&'a [Part]);
+
+impl Replacer for Substitution<'_> {
+    fn replace_append(&mut self, captures: &Captures<'_>, out: &mut String) {
+        for part in self.0 {
+            match part {
+                Part::Text(text) => out.push_str(text),
+                Part::Group(n) => out.push_str(captures.get(*n).map_or("", |group| group.as_str())),
+            }
+        }
+    }
+}
+
+fn parse(text: &str, groups: usize) -> Result<Vec<Part>, String> {
+    let mut parts = Vec::new();
+    let mut plain = String::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            plain.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('\\') => plain.push('\\'),
+            Some(digit @ '0'..='9') => {
+                let n = digit as usize - '0' as usize;
+                if n >= groups {
+                    return Err(format!("group \\{n} is not in the pattern, which has {}", groups - 1));
+                }
+                if !plain.is_empty() {
+                    parts.push(Part::Text(std::mem::take(&mut plain)));
+                }
+                parts.push(Part::Group(n));
+            }
+            _ => return Err("a backslash is followed by a digit or a backslash".into()),
+        }
+    }
+    if !plain.is_empty() {
+        parts.push(Part::Text(plain));
+    }
+    Ok(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rewrite(pattern: &str, substitution: &str) -> Result<RegexRewrite, Vec<crate::Problem>> {
+        let mut cx = Context::new();
+        let pattern = Some(pb::RegexMatcher { regex: pattern.into(), ..Default::default() });
+        let p = pb::RegexMatchAndSubstitute { pattern, substitution: substitution.into() };
+        let read = RegexRewrite::from_proto(p, &mut cx);
+        cx.finish(read).map(|(rewrite, _)| rewrite)
+    }
+
+    #[test]
+    fn groups_and_all_matches() {
+        assert_eq!(
+            rewrite("^/service/([^/]+)(/.*)$", r"\2/instance/\1").unwrap().apply("/service/foo/v1/api"),
+            "/v1/api/instance/foo"
+        );
+        assert_eq!(rewrite("one", "two").unwrap().apply("/xxx/one/yyy/one/zzz"), "/xxx/two/yyy/two/zzz");
+        assert_eq!(rewrite("a", r"\\$1").unwrap().apply("xax"), r"x\$1x");
+        assert!(rewrite("a", r"\1").is_err());
+        assert!(rewrite("(", "").is_err());
+        assert!(rewrite("a", "\\").is_err());
+    }
+}
