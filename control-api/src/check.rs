@@ -7,6 +7,7 @@
 mod rules;
 
 use crate::{
+    encode::{self, EncodeOptions, is_typed_struct},
     problem::Problem,
     schema::{Enum, Field, Kind, Message, WellKnown, message, message_of_url},
     wire::{MAX_DEPTH, Parsed, Records, Wire, joined},
@@ -268,6 +269,26 @@ impl Checker {
                 self.at("value", |c| c.message(inner, value));
             } else {
                 self.message(inner, value);
+                if is_typed_struct(inner.full_name()) {
+                    self.at("value", |c| c.typed_struct(value));
+                }
+            }
+        }
+    }
+
+    /// The message that a `TypedStruct` describes, if its type is known.
+    fn typed_struct(&mut self, bytes: &[u8]) {
+        match encode::open(bytes, EncodeOptions { allow_unknown: !self.options.reject_unknown }) {
+            Ok(any) => {
+                if let Some(inner) = message_of_url(&any.type_url) {
+                    self.message(inner, &any.value);
+                }
+            }
+            // A type that is not known has no path: whoever uses the message says so.
+            Err(problems) => {
+                for problem in problems.into_iter().filter(|p| !p.path.is_empty()) {
+                    self.at(&problem.path, |c| c.problem(problem.message));
+                }
             }
         }
     }

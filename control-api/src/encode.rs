@@ -6,7 +6,11 @@
 //! unset. Invariant: all problems are reported at once, each with its path and its place in the text.
 
 mod scalar;
+mod typed_struct;
 mod well_known;
+
+pub use typed_struct::open_typed_struct;
+pub(crate) use typed_struct::{is_typed_struct, open};
 
 use crate::{
     node::{self, Entry, Node, NodeValue},
@@ -58,6 +62,16 @@ pub fn encode(node: Node, name: &str, options: EncodeOptions) -> Result<Encoded,
     let Some(message) = message(name) else {
         return Err(vec![Problem::at(node.position, "", format!("{name} is no message of the schema"))]);
     };
+    let (bytes, unknown) = encode_message(&node, message, options)?;
+    Ok(Encoded { bytes, unknown, node: Some(node) })
+}
+
+/// The message on the wire, and the unknown fields that were left out.
+fn encode_message(
+    node: &Node,
+    message: Message,
+    options: EncodeOptions,
+) -> Result<(Vec<u8>, Vec<Problem>), Vec<Problem>> {
     let mut encoder = Encoder {
         options,
         path: String::new(),
@@ -66,12 +80,8 @@ pub fn encode(node: Node, name: &str, options: EncodeOptions) -> Result<Encoded,
         out: Vec::with_capacity(1024),
         depth: 0,
     };
-    encoder.message(message, &node);
-    if encoder.problems.is_empty() {
-        Ok(Encoded { bytes: encoder.out, unknown: encoder.unknown, node: Some(node) })
-    } else {
-        Err(encoder.problems)
-    }
+    encoder.message(message, node);
+    if encoder.problems.is_empty() { Ok((encoder.out, encoder.unknown)) } else { Err(encoder.problems) }
 }
 
 struct Encoder {

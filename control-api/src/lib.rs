@@ -21,7 +21,7 @@ pub mod wire;
 pub mod yaml;
 
 pub use check::{CheckOptions, Checked, check};
-pub use encode::{EncodeOptions, Encoded, encode};
+pub use encode::{EncodeOptions, Encoded, encode, open_typed_struct};
 pub use field_mask::FieldMask;
 pub use print::{PrintOptions, pretty, print};
 pub use problem::{Position, Problem};

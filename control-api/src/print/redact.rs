@@ -2,6 +2,7 @@
 
 use super::REDACTED;
 use crate::{
+    encode::is_typed_struct,
     schema::{Field, Kind, Message, WellKnown, message_of_url},
     wire::{Parsed, Wire},
 };
@@ -10,7 +11,7 @@ use serde_json::{Map, Value};
 
 /// If `message` is a `TypedStruct` of a known type, hides what that type marks as sensitive in its printed form `out`.
 pub(super) fn typed_struct(message: Message, parsed: &Parsed<'_>, out: &mut Map<String, Value>) {
-    if !matches!(message.full_name(), "xds.type.v3.TypedStruct" | "udpa.type.v1.TypedStruct") {
+    if !is_typed_struct(message.full_name()) {
         return;
     }
     if let (Some(Wire::Bytes(url)), Some(value)) = (parsed.last(1), out.get_mut("value"))
