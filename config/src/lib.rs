@@ -8,14 +8,18 @@
 
 pub mod address;
 pub mod bootstrap;
+pub mod cluster;
 pub mod config_source;
 mod context;
 pub mod data_source;
 pub mod dns_resolver;
+pub mod endpoint;
 pub mod grpc_service;
 pub mod header_matcher;
 pub mod header_value;
+pub mod http_protocol_options;
 pub mod load;
+pub mod load_balancing;
 pub mod metadata;
 pub mod percent;
 pub mod regex_rewrite;
@@ -27,9 +31,11 @@ pub mod uri_template;
 
 pub use address::Address;
 pub use bootstrap::Bootstrap;
+pub use cluster::Cluster;
 pub use config_source::ConfigSource;
 pub use context::Context;
 pub use dns_resolver::DnsResolver;
+pub use endpoint::ClusterLoadAssignment;
 pub use grpc_service::GrpcService;
 pub use load::{LoadOptions, Loaded, Sources, load};
 pub use weft_control_api::{Position, Problem};
