@@ -13,7 +13,7 @@ use crate::{
     wire::{MAX_DEPTH, Parsed, Records, Wire, joined},
 };
 use rules::{Patterns, Scalar, allowed_range};
-use std::fmt::Write as _;
+use std::{collections::HashSet, fmt::Write as _};
 
 /// What counts as a problem beyond the constraints.
 #[derive(Clone, Copy, Debug, Default)]
@@ -325,8 +325,9 @@ impl Checker {
     }
 
     fn unique(&mut self, values: &[(Field, Wire<'_>)]) {
+        let mut seen = HashSet::with_capacity(values.len());
         for (i, (_, value)) in values.iter().enumerate() {
-            if values[..i].iter().any(|(_, earlier)| earlier == value) {
+            if !seen.insert(value) {
                 self.below(format_args!("[{i}]"), |c| c.problem("is there twice, allowed: each value once"));
             }
         }

@@ -8,12 +8,15 @@ use crate::schema::{Field, Kind, Message};
 /// The deepest nesting of messages that is followed.
 pub const MAX_DEPTH: usize = 100;
 
+/// The most unknown fields that are told apart in one message.
+pub const MAX_UNKNOWN: usize = 16;
+
 /// Bytes that are no protobuf message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
 /// The value of one record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Wire<'a> {
     Varint(u64),
@@ -163,7 +166,7 @@ fn fits(field: Field, value: Wire<'_>) -> bool {
 pub struct Parsed<'a> {
     /// By field number; packed records are taken apart; the losers of a oneof are gone.
     values: Vec<(Field, Wire<'a>)>,
-    /// The numbers of the records that are no field's, each once.
+    /// The numbers of the records that are no field's, each once; no more than [`MAX_UNKNOWN`].
     pub unknown: Vec<u32>,
 }
 
@@ -190,7 +193,7 @@ impl<'a> Parsed<'a> {
                         value => parsed.values.push((field, value)),
                     }
                 }
-                _ if parsed.unknown.contains(&number) => {}
+                _ if parsed.unknown.len() == MAX_UNKNOWN || parsed.unknown.contains(&number) => {}
                 _ => parsed.unknown.push(number),
             }
         }
@@ -203,11 +206,13 @@ impl<'a> Parsed<'a> {
 
     /// Of the members of a oneof the last one counts, and of that one only what came after any other.
     fn settle_oneofs(&mut self) {
+        let mut settled = Vec::new();
         let mut i = self.values.len();
         while i > 0 {
             i -= 1;
             let (winner, _) = self.values[i];
-            let Some(oneof) = winner.oneof() else { continue };
+            let Some(oneof) = winner.oneof().filter(|oneof| !settled.contains(oneof)) else { continue };
+            settled.push(oneof);
             let rival = |(field, _): &(Field, Wire<'a>)| field.oneof() == Some(oneof) && *field != winner;
             if let Some(last) = self.values[..i].iter().rposition(rival) {
                 let mut at = 0;

@@ -64,9 +64,10 @@ impl<'a> Reader<'a> {
                 let Some((node, size)) = self.anchors.get(&id) else {
                     return Err(Problem::at(position, "", "an alias stands inside its own anchor"));
                 };
-                let (node, size) = (node.clone_within(self.nodes, *size, position)?, *size);
+                let size = *size;
+                within(self.nodes + size, position)?;
                 self.nodes += size;
-                return Ok(node);
+                return Ok(node.clone());
             }
             Event::Scalar(text, style, anchor, tag) => (anchor, scalar(text, style, tag.as_deref())),
             Event::SequenceStart(anchor, _) => {
@@ -84,7 +85,10 @@ impl<'a> Reader<'a> {
         };
         let node = Node { position, value };
         if anchor != 0 {
-            self.anchors.insert(anchor, (node.clone_within(self.nodes, 0, position)?, self.nodes - before));
+            // What an alias will copy is a copy itself, and counts.
+            let size = self.nodes - before;
+            self.count(size, position)?;
+            self.anchors.insert(anchor, (node.clone(), size));
         }
         Ok(node)
     }
@@ -154,14 +158,6 @@ impl<'a> Reader<'a> {
     fn count(&mut self, more: usize, position: Position) -> Result<(), Problem> {
         self.nodes += more;
         within(self.nodes, position)
-    }
-}
-
-impl Node {
-    /// A copy, if `have` nodes and the `more` of the copy stay within the limit.
-    fn clone_within(&self, have: usize, more: usize, position: Position) -> Result<Node, Problem> {
-        within(have + more, position)?;
-        Ok(self.clone())
     }
 }
 

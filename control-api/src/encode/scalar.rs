@@ -20,6 +20,15 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIEN
 impl Encoder {
     /// Writes a scalar without its tag; a problem leaves the content out.
     pub(super) fn scalar(&mut self, kind: Kind, node: &Node) {
+        if node.value == NodeValue::Null {
+            // An element of a list, which Envoy's parser makes the default, or a `NullValue`.
+            let len = match kind {
+                Kind::Double | Kind::Fixed64 | Kind::Sfixed64 => 8,
+                Kind::Float | Kind::Fixed32 | Kind::Sfixed32 => 4,
+                _ => 1,
+            };
+            return self.out.resize(self.out.len() + len, 0);
+        }
         let zigzag = |n: i64| ((n << 1) ^ (n >> 63)) as u64;
         match kind {
             Kind::Int32 => {
@@ -128,7 +137,6 @@ impl Encoder {
 
     fn enumeration(&mut self, e: Enum, node: &Node) {
         let text = match &node.value {
-            NodeValue::Null if e.full_name() == "google.protobuf.NullValue" => return self.out.push(0),
             NodeValue::Number(text) | NodeValue::String(text) => &**text,
             _ => "",
         };

@@ -49,6 +49,11 @@ fn what_envoy_accepts() {
         "static_resources: {clusters: null}",
         "static_resources: {clusters: [null]}",
         "static_resources: {clusters: {name: a}}",
+        "static_resources: {listeners: [{filter_chains: [{filter_chain_match: {server_names: [null], source_ports: [null]}}]}]}",
+        "node: {dynamic_parameters: {a: null}}",
+        &cluster("per_connection_buffer_limit_bytes: '+5'"),
+        &cluster("per_connection_buffer_limit_bytes: '05'"),
+        &cluster("common_lb_config: {healthy_panic_threshold: {value: .5}}"),
         "bootstrap_extensions: [{name: x, typed_config: {}}]",
         "bootstrap_extensions: [{name: x, typed_config: {'@type': type.googleapis.com/google.protobuf.Struct, value: {a: 1}}}]",
     ] {
@@ -65,6 +70,10 @@ fn what_envoy_refuses() {
         "enable_dispatcher_stats: 1",
         &cluster("per_connection_buffer_limit_bytes: -1"),
         &cluster("per_connection_buffer_limit_bytes: 1.5"),
+        &cluster("per_connection_buffer_limit_bytes: ' 5'"),
+        &cluster("common_lb_config: {healthy_panic_threshold: {value: .inf}}"),
+        "node: {dynamic_parameters: []}",
+        "static_resources: {secrets: [{name: a, generic_secret: {secret: {inline_bytes: '*&'}}}]}",
         &cluster("type: STATIC, cluster_type: {name: b}"),
         &cluster("connect_timeout: 1"),
         &cluster("connect_timeout: 100ms"),
@@ -169,4 +178,32 @@ static_resources:
 fn deep_texts_end_in_a_problem() {
     let deep = format!("node: {{metadata: {{a: {}{}}}}}", "[".repeat(90), "]".repeat(90));
     assert!(problems(&deep)[0].contains("nested too deep"));
+}
+
+#[test]
+fn any_text_ends_in_a_verdict() {
+    let good = "node: &n {id: a, metadata: {x: [1, *n, {y: 'z'}]}}\nstatic_resources:\n  clusters:\n  - name: a\n    type: EDS\n    \
+        connect_timeout: 1.5s\n    typed_extension_protocol_options:\n      k: {'@type': type.googleapis.com/google.protobuf.Any, \
+        value: {'@type': type.googleapis.com/google.protobuf.Struct, value: {q: ~}}}\n";
+    let alphabet: Vec<char> = "{}[]:,-'\"&*!|>?#~ \n\t019aés@<".chars().collect();
+    for seed in 0..3000 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut text: Vec<char> = good.chars().collect();
+        for _ in 0..rng.usize(1..6) {
+            let at = rng.usize(..text.len());
+            match rng.u8(..3) {
+                0 => text[at] = alphabet[rng.usize(..alphabet.len())],
+                1 => _ = text.remove(at),
+                _ => text.insert(at, alphabet[rng.usize(..alphabet.len())]),
+            }
+        }
+        let text: String = text.into_iter().collect();
+        let _ = read(&text);
+        if let Ok(node) = crate::json::parse(&text) {
+            let _ = encode(node, BOOTSTRAP, EncodeOptions::default());
+        }
+    }
+    for deep in ["[".repeat(100_000), "{a: ".repeat(50_000), "- ".repeat(50_000)] {
+        assert!(read(&deep).is_err());
+    }
 }
