@@ -79,7 +79,6 @@ impl BodyDecoder {
     }
 
     /// True for the bytes of a tunnel.
-    #[cfg(test)]
     pub fn is_raw(&self) -> bool {
         self.state == State::Open(false)
     }
@@ -91,13 +90,6 @@ impl BodyDecoder {
             State::Length(n) => Some(n),
             _ => None,
         }
-    }
-
-    /// The connection's end reached while reading: true if the body is whole by that.
-    pub fn close(&mut self) -> bool {
-        let whole = matches!(self.state, State::Done | State::Open(true));
-        self.state = State::Done;
-        whole
     }
 
     /// The next piece in `buf`, or `None` if more must be read first.
@@ -170,7 +162,7 @@ impl BodyDecoder {
         }
         let block = buf.split_to(at).freeze();
         let mut trailers = HeaderMap::new();
-        fields::parse(&block, 0, MAX_TRAILER_FIELDS, None, |name, value| {
+        fields::parse(&block, 0, MAX_TRAILER_FIELDS, None, |name, value, _| {
             trailers.try_append(name, value).map(|_| ()).map_err(|_| HEADERS_TOO_LARGE)
         })?;
         Ok(Some(if self.keep_trailers { Piece::Trailers(trailers) } else { Piece::End }))

@@ -187,9 +187,9 @@ impl Shared {
                     // Nothing of the request left this machine: nothing of it was processed.
                     if unwritten { error.retry_safe() } else { error }
                 }
-                Poll::Ready(Ok(0)) => CODEC_ERROR.error(Side::Upstream),
-                Poll::Ready(Ok(_)) => continue,
-                Poll::Ready(Err(_)) => exchange.stale(),
+                Poll::Ready(Ok(1..)) => continue,
+                // A head cut short is malformed.
+                Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => CODEC_ERROR.error(Side::Upstream),
                 Poll::Pending => match &exchange.failure {
                     Some(error) => error.clone(),
                     None => return Poll::Pending,
@@ -237,6 +237,15 @@ impl ClientStream {
         self.with(|exchange| {
             if let Some(error) = &exchange.failure {
                 return Err(error.clone());
+            }
+            let words = [&head.path, &head.authority, &head.scheme].into_iter().chain(&head.upgrade);
+            if !words.into_iter().all(|word| word.iter().all(|c| *c > b' ' && *c != 0x7f)) {
+                // It would end the request line or add another.
+                return Err(exchange.fail(StreamError::new(
+                    Side::Ours,
+                    ResetReason::LocalReset,
+                    "invalid request target",
+                )));
             }
             let mut state = shared.state.borrow_mut();
             state.asked = Asked {

@@ -19,9 +19,10 @@ impl BadMessage {
         Self::new(StatusCode::BAD_REQUEST, details)
     }
 
-    /// The same as the end of a stream; `peer` sent it.
+    /// The same as the end of a stream; `peer` sent it. Of an upstream's message Envoy tells no details.
     pub fn error(self, peer: Side) -> StreamError {
-        StreamError::new(peer, ResetReason::ProtocolError, self.details)
+        let details = if peer == Side::Upstream { "" } else { self.details };
+        StreamError::new(peer, ResetReason::ProtocolError, details)
     }
 }
 

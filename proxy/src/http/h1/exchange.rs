@@ -6,6 +6,7 @@
 
 use super::{
     body::{BodyDecoder, Piece},
+    details::CODEC_ERROR,
     encode::BodyEncoder,
     wire::Wire,
 };
@@ -108,6 +109,14 @@ impl Exchange {
         self.fail(error)
     }
 
+    /// The same in the middle of a body: an upstream that does that broke the protocol, a client went away.
+    fn fail_cut(&mut self) -> StreamError {
+        match self.peer {
+            Side::Upstream if !self.incoming.is_raw() => self.fail(CODEC_ERROR.error(Side::Upstream)),
+            _ => self.fail_closed(),
+        }
+    }
+
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
         loop {
             let before = self.wire.read.len();
@@ -128,10 +137,12 @@ impl Exchange {
                 return Poll::Ready(Some(Err(error.clone())));
             }
             match ready!(self.wire.poll_fill(cx)) {
-                Ok(0) if self.incoming.close() => return Poll::Ready(None),
-                Ok(0) => return Poll::Ready(Some(Err(self.fail_closed()))),
-                Ok(_) => {}
-                Err(_) => return Poll::Ready(Some(Err(self.fail_closed()))),
+                Ok(0) if self.incoming.is_until_close() => {
+                    self.incoming = BodyDecoder::none();
+                    return Poll::Ready(None);
+                }
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return Poll::Ready(Some(Err(self.fail_cut()))),
             }
         }
     }

@@ -7,8 +7,9 @@
 use super::details::{BadMessage, CODEC_ERROR, INVALID_CHARACTERS, TOO_MANY_HEADERS};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
+use std::ops::Range;
 
-/// Walks the lines of `block` from `start` to the empty line, calling `visit` with each; returns how many bytes of
+/// Walks the lines of `block` from `start` to the empty line, calling `visit` with each and where its value stands; returns how many bytes of
 /// names and values there were as Envoy counts them (three more a line).
 ///
 /// `names`, if given, takes the names as they are spelled.
@@ -17,7 +18,7 @@ pub(super) fn parse(
     start: usize,
     max: usize,
     mut names: Option<&mut Vec<Bytes>>,
-    mut visit: impl FnMut(HeaderName, HeaderValue) -> Result<(), BadMessage>,
+    mut visit: impl FnMut(HeaderName, HeaderValue, Range<usize>) -> Result<(), BadMessage>,
 ) -> Result<u64, BadMessage> {
     let mut size = 0;
     let mut count = 0;
@@ -26,7 +27,7 @@ pub(super) fn parse(
         if line == at {
             break;
         }
-        let (name, value, spelled) = field(block, at, line).ok_or_else(|| whose(&block[start..]))?;
+        let (name, value, spelled, at_value) = field(block, at, line).ok_or_else(|| whose(&block[start..]))?;
         count += 1;
         if count > max {
             return Err(TOO_MANY_HEADERS);
@@ -35,7 +36,7 @@ pub(super) fn parse(
         if let Some(names) = names.as_deref_mut() {
             names.push(block.slice(spelled));
         }
-        visit(name, value)?;
+        visit(name, value, at_value)?;
         at = next;
     }
     Ok(size.max(3))
@@ -54,7 +55,7 @@ fn logical_line(block: &[u8], at: usize) -> Option<(usize, usize)> {
     Some((next - 1, next))
 }
 
-type Field = (HeaderName, HeaderValue, std::ops::Range<usize>);
+type Field = (HeaderName, HeaderValue, Range<usize>, Range<usize>);
 
 fn field(block: &Bytes, start: usize, end: usize) -> Option<Field> {
     let colon = start + memchr::memchr(b':', &block[start..end])?;
@@ -74,7 +75,7 @@ fn field(block: &Bytes, start: usize, end: usize) -> Option<Field> {
             HeaderValue::from_maybe_shared(Bytes::from(joined)).ok()?
         }
     };
-    Some((name, value, start..colon))
+    Some((name, value, start..colon, from..to))
 }
 
 fn is_space(c: u8) -> bool {
@@ -101,10 +102,12 @@ pub(super) fn tokens(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|c| *c == b',').map(<[u8]>::trim_ascii).filter(|t| !t.is_empty())
 }
 
-/// Appends `value` to a list as Envoy joins repeated headers.
-pub(super) fn join(list: &mut Option<Bytes>, value: &[u8], shared: impl FnOnce() -> Bytes) {
+/// Appends `value` to a list as Envoy joins repeated headers. `raw` gives the same bytes without copying, unless they
+/// had to be mended.
+pub(super) fn join(list: &mut Option<Bytes>, value: &HeaderValue, raw: impl FnOnce() -> Bytes) {
+    let value = value.as_bytes();
     *list = Some(match list.take() {
-        None => shared(),
+        None => Some(raw()).filter(|raw| raw.len() == value.len()).unwrap_or_else(|| Bytes::copy_from_slice(value)),
         Some(first) => [&first[..], b",", value].concat().into(),
     });
 }

@@ -41,7 +41,9 @@ impl HeadScan {
     /// The length of the head at the front of `buf` once it is whole.
     pub fn scan(&mut self, buf: &mut BytesMut, kind: Kind, max: usize) -> Result<Option<usize>, BadMessage> {
         if self.at == 0 {
-            let skip = buf.iter().take_while(|c| matches!(c, b'\r' | b'\n')).count();
+            // Only requests may have empty lines before them.
+            let request = kind != Kind::Response;
+            let skip = buf.iter().take_while(|c| request && matches!(c, b'\r' | b'\n')).count();
             buf.advance(skip);
             self.skipped += skip;
             if buf.first().is_some_and(|c| *c <= b' ') {
@@ -112,7 +114,7 @@ fn check_start_line(line: &[u8], kind: Kind) -> Result<bool, BadMessage> {
 }
 
 fn status(word: &[u8]) -> Option<StatusCode> {
-    StatusCode::from_bytes(word).ok().filter(|status| status.as_u16() < 600)
+    StatusCode::from_bytes(word).ok()
 }
 
 /// The methods that are HTTP's unless custom ones are allowed: http-parser's list, as Envoy has it.
@@ -182,20 +184,28 @@ impl Lines {
             return Err(INVALID_CHARACTERS);
         }
         let mut lines = Self::default();
-        lines.size = fields::parse(head, start, limits.headers, names, |name, value| lines.take(name, value, request))?;
+        lines.size = fields::parse(head, start, limits.headers, names, |name, value, at| {
+            lines.take(name, value, || head.slice(at), request)
+        })?;
         Ok(lines)
     }
 
-    fn take(&mut self, name: HeaderName, value: HeaderValue, request: bool) -> Result<(), BadMessage> {
-        let shared = || Bytes::copy_from_slice(value.as_bytes());
-        match name.as_str() {
-            "host" if request => join(&mut self.host, value.as_bytes(), shared),
-            "te" if request => join(&mut self.te, value.as_bytes(), shared),
-            "connection" => join(&mut self.connection, value.as_bytes(), shared),
-            "upgrade" => join(&mut self.upgrade, value.as_bytes(), shared),
-            "transfer-encoding" => join(&mut self.transfer_encoding, value.as_bytes(), shared),
-            "proxy-connection" => join(&mut self.proxy_connection, value.as_bytes(), shared),
-            "keep-alive" => {}
+    /// `raw` gives the value as it stands in the head; folded ones still have their line breaks there.
+    fn take(
+        &mut self,
+        name: HeaderName,
+        value: HeaderValue,
+        raw: impl FnOnce() -> Bytes,
+        request: bool,
+    ) -> Result<(), BadMessage> {
+        let slot = match name.as_str() {
+            "host" if request => &mut self.host,
+            "te" if request => &mut self.te,
+            "connection" => &mut self.connection,
+            "upgrade" => &mut self.upgrade,
+            "transfer-encoding" => &mut self.transfer_encoding,
+            "proxy-connection" => &mut self.proxy_connection,
+            "keep-alive" => return Ok(()),
             "content-length" => {
                 // A second one is an error even where it is the same (Envoy disallows it).
                 let repeated = self.content_length.is_some();
@@ -203,10 +213,11 @@ impl Lines {
                 if repeated {
                     return Err(CODEC_ERROR);
                 }
-                self.append(name, value)?;
+                return self.append(name, value);
             }
-            _ => self.append(name, value)?,
-        }
+            _ => return self.append(name, value),
+        };
+        join(slot, &value, raw);
         Ok(())
     }
 
@@ -441,7 +452,7 @@ pub(super) fn response(
     if let (Some(names), HeaderKeyFormat::PreserveCase { forward_reason_phrase: true, .. }) =
         (&mut names, options.header_key_format)
     {
-        names.reason = Some(head.slice_ref(reason));
+        names.reason = Some(head.slice_ref(reason)).filter(|reason| !reason.contains(&b'\r'));
     }
     let switching = status == StatusCode::SWITCHING_PROTOCOLS;
     if switching && !asked.upgrade {

@@ -269,13 +269,15 @@ fn responses() {
     assert!(answer("HTTP/1.1 200 OK\r\ncontent-length: 55\r\n\r\n", head).expect("valid").body.is_end());
     for bad in [
         "abc OK",
-        "600 X",
+        "1000 X",
         "99 X",
         "200 OK\r\ncontent-length: 2\r\ncontent-length: 3",
         "101 S\r\nupgrade: x\r\nconnection: upgrade",
     ] {
         assert!(plain(bad).is_err(), "{bad}");
     }
+    assert_eq!(plain("600 X").expect("any three digits").head.status.as_u16(), 600);
+    assert_eq!(answer("\r\nHTTP/1.1 200 OK\r\n\r\n", get).map(|_| ()), Err(CODEC_ERROR));
     assert_eq!(answer("hello world\r\n\r\n", get).map(|_| ()), Err(CODEC_ERROR));
     let upgrade = Asked { upgrade: true, ..get };
     let switched =

@@ -11,6 +11,7 @@ use super::{
     details::*,
     encode::{self, BodyEncoder, Reply},
     exchange::{Count, Exchange},
+    fields::has_token,
     options::ServerOptions,
     parse::{self, HeadScan, Kind, Rejected},
 };
@@ -23,7 +24,7 @@ use crate::{
     transport::Io,
 };
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, header::CONNECTION};
 use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
@@ -256,7 +257,11 @@ async fn finish(shared: &Shared, timer: &mut Timer) -> Option<Closed> {
     }
     let close = close?;
     if whole_request || facts.tunnel || shared.options.delayed_close_timeout.is_none() {
-        let _ = poll_fn(|cx| shared.exchange.borrow_mut().wire.poll_shutdown(cx)).await;
+        poll_fn(|cx| match shared.exchange.borrow_mut().wire.poll_shutdown(cx) {
+            Poll::Pending => timer.poll(cx),
+            Poll::Ready(_) => Poll::Ready(()),
+        })
+        .await;
         return Some(close);
     }
     // The client is still sending: closing now would reset the connection and might take the response with it.
@@ -391,7 +396,9 @@ impl Responder {
                     Some(Closed::Drained)
                 } else if shared.is_old() {
                     Some(Closed::MaxDuration)
-                } else if encode::needs_close(&head.headers, head.status, end, &facts.reply) {
+                } else if head.headers.get(CONNECTION).is_some_and(|v| has_token(v.as_bytes(), "close"))
+                    || encode::needs_close(&head.headers, head.status, end, &facts.reply)
+                {
                     Some(Closed::Local)
                 } else {
                     None

@@ -367,3 +367,12 @@ fn a_slow_client_holds_the_stream_back() {
         assert!(rest.ends_with("\r\n0\r\n\r\n") && notes.len() == 64);
     });
 }
+
+#[test]
+fn an_idle_connection_is_small() {
+    let (_io, server) = tokio::io::duplex(64);
+    let options = Rc::new(ServerOptions::default());
+    let serving = serve(Io::Boxed(Box::new(server)), options, Toy::default(), Drain::new());
+    let (future, shared) = (size_of_val(&serving), size_of::<Shared>());
+    assert!(future < 1024 && shared < 768, "{future} and {shared} bytes");
+}

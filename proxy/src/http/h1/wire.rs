@@ -18,6 +18,8 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 /// What is read at once at first, and at most when much comes.
 const READ: usize = 16 * 1024;
 const READ_MOST: usize = 64 * 1024;
+/// Room below this is not worth a read.
+const READ_LEAST: usize = 2 * 1024;
 /// How many idle buffers a thread keeps.
 const SPARE: usize = 32;
 /// How many pieces go into one write.
@@ -54,8 +56,8 @@ impl Wire {
 
     /// Reads more; ready with 0 when the peer sends nothing more.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.read.capacity() == self.read.len() {
-            if self.read.is_empty() {
+        if self.read.capacity() - self.read.len() < READ_LEAST {
+            if self.read.capacity() == 0 {
                 ready!(self.io.poll_read_ready(cx))?;
                 self.read = take_buffer();
             }
