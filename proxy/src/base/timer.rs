@@ -29,7 +29,7 @@ impl Timer {
 
     /// Fires `after` from now; `None` clears it.
     pub fn set_after(&mut self, after: Option<Duration>) {
-        self.deadline = after.map(|after| Instant::now() + after);
+        self.deadline = after.map(|after| tokio::time::Instant::now().into_std() + after);
     }
 
     pub fn clear(&mut self) {
