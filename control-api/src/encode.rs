@@ -161,10 +161,10 @@ impl Encoder {
             };
             self.field(field.name(), |e| {
                 let is_set = !matches!(value.value, NodeValue::Null) || takes_null(field);
-                if let Some(member) = field.oneof().filter(|_| is_set).and_then(|i| members.get_mut(i)) {
-                    if let Some(other) = member.replace(field.name()) {
-                        return e.problem(*position, format!("cannot be set together with {other}: only one of them"));
-                    }
+                if let Some(member) = field.oneof().filter(|_| is_set).and_then(|i| members.get_mut(i))
+                    && let Some(other) = member.replace(field.name())
+                {
+                    return e.problem(*position, format!("cannot be set together with {other}: only one of them"));
                 }
                 e.value(field, value);
             });
@@ -180,7 +180,9 @@ impl Encoder {
                 self.problem(node.position, format!("found {}, allowed: a map", found(node)));
             }
             (NodeValue::List(items), _) if field.is_repeated() => {
-                let items = || items.iter().enumerate();
+                let mut all = Vec::with_capacity(items.len());
+                flatten(field, items, &mut all);
+                let items = || all.iter().enumerate();
                 if field.is_packed() {
                     self.nested(field.number(), |e| {
                         for (i, item) in items() {
@@ -286,6 +288,20 @@ fn takes_null(field: Field) -> bool {
         Kind::Message(m) => m.well_known() == Some(WellKnown::Value) && !field.is_repeated(),
         Kind::Enum(e) => e.full_name() == "google.protobuf.NullValue" && !field.is_repeated(),
         _ => false,
+    }
+}
+
+/// The elements of a repeated field; lists inside the list count as their elements, as Envoy's parser takes them.
+fn flatten<'a>(field: Field, items: &'a [Node], all: &mut Vec<&'a Node>) {
+    let is_list = match field.kind() {
+        Kind::Message(m) => matches!(m.well_known(), Some(WellKnown::Value | WellKnown::ListValue)),
+        _ => false,
+    };
+    for item in items {
+        match &item.value {
+            NodeValue::List(inner) if !is_list => flatten(field, inner, all),
+            _ => all.push(item),
+        }
     }
 }
 

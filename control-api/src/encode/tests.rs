@@ -49,6 +49,7 @@ fn what_envoy_accepts() {
         "static_resources: {clusters: null}",
         "static_resources: {clusters: [null]}",
         "static_resources: {clusters: {name: a}}",
+        "static_resources: {clusters: [[{name: a}, []], {name: b}]}",
         "static_resources: {listeners: [{filter_chains: [{filter_chain_match: {server_names: [null], source_ports: [null]}}]}]}",
         "node: {dynamic_parameters: {a: null}}",
         &cluster("per_connection_buffer_limit_bytes: '+5'"),
