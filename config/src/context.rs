@@ -26,8 +26,11 @@ impl Context {
         Self { path: root.into(), ..Self::default() }
     }
 
-    /// Runs `read` one field deeper.
+    /// Runs `read` one field deeper; an empty name stays where it is.
     pub fn field<T>(&mut self, name: &str, read: impl FnOnce(&mut Self) -> T) -> T {
+        if name.is_empty() {
+            return read(self);
+        }
         self.enter(
             |path| {
                 if !path.is_empty() {

@@ -6,6 +6,7 @@
 // Deprecated fields are still read: configurations have them.
 #![allow(deprecated)]
 
+pub mod access_log;
 pub mod address;
 pub mod bootstrap;
 pub mod cluster;
@@ -17,6 +18,7 @@ pub mod endpoint;
 pub mod grpc_service;
 pub mod header_matcher;
 pub mod header_value;
+pub mod http_connection_manager;
 pub mod http_protocol_options;
 pub mod load;
 pub mod load_balancing;
