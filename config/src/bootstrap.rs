@@ -22,8 +22,8 @@ pub use static_resources::{Resource, StaticResources};
 pub use stats::{HistogramBuckets, StatsConfig, StatsMatcher, Tag, TagValue};
 
 use crate::{
-    Context, DnsResolver,
-    runtime::{self, RuntimeLayer},
+    Context, DnsResolver, Problem,
+    runtime::{self, RuntimeLayer, RuntimeSource},
 };
 use std::time::Duration;
 use weft_control_api::envoy::config::bootstrap::v3::{self as pb, bootstrap};
@@ -139,7 +139,7 @@ impl Bootstrap {
         let interval =
             cx.duration("stats_flush_interval", stats_flush_interval).unwrap_or(DEFAULT_STATS_FLUSH_INTERVAL);
 
-        Some(Self {
+        let bootstrap = Self {
             node: cx.field("node", |cx| Node::from_proto(node.unwrap_or_default(), cx)),
             static_resources: StaticResources::from_proto(static_resources.unwrap_or_default()),
             dynamic_resources: cx.field("dynamic_resources", |cx| {
@@ -163,6 +163,45 @@ impl Bootstrap {
             )
             .unwrap_or_default(),
             internal_listener: extensions::bootstrap_extensions(bootstrap_extensions, cx),
-        })
+        };
+        bootstrap.check_clusters(cx);
+        Some(bootstrap)
+    }
+
+    fn has_cluster(&self, name: &str) -> bool {
+        self.static_resources.clusters.iter().any(|cluster| cluster.name == name)
+    }
+
+    /// A control plane must be reachable before anything came from it, and the local cluster known from the start:
+    /// their clusters stand in the bootstrap.
+    fn check_clusters(&self, cx: &mut Context) {
+        let local = &self.cluster_manager.local_cluster_name;
+        if !local.is_empty() && !self.has_cluster(local) {
+            let about = format!("found {local:?}, which is no cluster of static_resources");
+            cx.problem_at("cluster_manager.local_cluster_name", about);
+        }
+        for (name, source) in self.dynamic_resources.control_planes() {
+            let cluster = &source.service.cluster;
+            if !self.has_cluster(cluster) {
+                let path = format!("dynamic_resources.{name}.grpc_services[0].envoy_grpc.cluster_name");
+                cx.problem_at(&path, format!("found {cluster:?}, which is no cluster of static_resources"));
+            }
+        }
+    }
+
+    /// What a control plane needs to know of this proxy, but does not: to be asked when the command line's flags were
+    /// put into the node.
+    pub fn missing_identity(&self) -> Vec<Problem> {
+        let rtds = self.runtime_layers.iter().any(|layer| matches!(layer.source, RuntimeSource::Rtds { .. }));
+        if !rtds && self.dynamic_resources.control_planes().next().is_none() {
+            return Vec::new();
+        }
+        [("node.id", &self.node.id, "--service-node"), ("node.cluster", &self.node.cluster, "--service-cluster")]
+            .into_iter()
+            .filter(|(_, value, _)| value.is_empty())
+            .map(|(path, _, flag)| {
+                Problem::new(path, format!("is required to use a control plane; {flag} sets it too"))
+            })
+            .collect()
     }
 }

@@ -42,8 +42,12 @@ impl Admin {
         let address = match address {
             Some(address) => Some(cx.field("address", |cx| {
                 let address = Address::from_proto(address, cx)?;
-                if matches!(address, Address::Internal(_)) {
-                    cx.problem_at("envoy_internal_address", "is no address that the admin API can listen on");
+                match &address {
+                    Address::Socket(socket) => _ = cx.field("socket_address", |cx| socket.required_ip(cx)),
+                    Address::Pipe(_) => {}
+                    Address::Internal(_) => {
+                        cx.problem_at("envoy_internal_address", "is no address that the admin API can listen on");
+                    }
                 }
                 Some(address)
             })?),

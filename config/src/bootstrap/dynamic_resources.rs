@@ -46,4 +46,22 @@ impl DynamicResources {
         });
         Self { lds, cds, ads }
     }
+
+    /// Every control plane that is named here, with the path of its settings.
+    pub(super) fn control_planes(&self) -> impl Iterator<Item = (&'static str, &ApiConfigSource)> {
+        let own = [
+            ("lds_config.api_config_source", own_stream(self.lds.as_ref())),
+            ("cds_config.api_config_source", own_stream(self.cds.as_ref())),
+            ("ads_config", self.ads.as_ref()),
+        ];
+        own.into_iter().filter_map(|(name, source)| Some((name, source?)))
+    }
+}
+
+/// The control plane of a source that has a stream of its own.
+fn own_stream(source: Option<&ConfigSource>) -> Option<&ApiConfigSource> {
+    match &source?.specifier {
+        Specifier::Api(api) if !api.aggregated => Some(api),
+        _ => None,
+    }
 }

@@ -80,6 +80,9 @@ impl StatsConfig {
 impl Tag {
     fn from_proto(pb: pb::TagSpecifier, cx: &mut Context) -> Option<Self> {
         let pb::TagSpecifier { tag_name, tag_value } = pb;
+        if tag_name.is_empty() {
+            cx.problem_at("tag_name", "is empty, allowed: text of at least 1 character");
+        }
         let value = match tag_value {
             None => TagValue::Default,
             Some(tag_specifier::TagValue::Regex(pattern)) if pattern.is_empty() => TagValue::Default,

@@ -103,9 +103,33 @@ fn refused_as_envoy_refuses() {
         "layered_runtime: {layers: [{name: a, static_layer: {x: null}}]}",
         "stats_config: {stats_tags: [{tag_name: a, regex: '('}]}",
         "stats_flush_interval: 0s",
+        "stats_config: {stats_tags: [{fixed_value: a}]}",
+        "cluster_manager: {local_cluster_name: x}",
+        "admin: {address: {socket_address: {address: localhost, port_value: 0}}}",
     ] {
         assert!(read(yaml).is_err(), "{yaml}");
     }
     assert!(read("node: {id: a}").is_ok());
     assert_eq!(read("stats_flush_on_admin: true").unwrap().0.stats_flush_interval, None);
+}
+
+#[test]
+fn control_planes_are_reachable_and_know_who_asks() {
+    let with = |cluster: &str, node: &str| {
+        read(&format!(
+            "node: {node}\nstatic_resources: {{clusters: [{{name: x, connect_timeout: 1s}}]}}\ndynamic_resources:\n  ads_config: \
+             {{api_type: GRPC, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: {cluster}}}}}]}}\n"
+        ))
+    };
+    assert_eq!(
+        with("zz", "{id: a, cluster: c}").unwrap_err(),
+        [
+            "4:89: dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster_name: found \"zz\", which is no cluster of \
+          static_resources"
+        ]
+    );
+    assert_eq!(with("x", "{id: a, cluster: c}").unwrap().0.missing_identity(), []);
+    let missing = with("x", "{id: a}").unwrap().0.missing_identity();
+    assert_eq!(missing.iter().map(|p| &*p.path).collect::<Vec<_>>(), ["node.cluster"]);
+    assert_eq!(read("node: {}").unwrap().0.missing_identity(), []);
 }
