@@ -7,5 +7,6 @@ pub mod base;
 pub mod http;
 pub mod observe;
 pub mod route;
+pub mod server;
 pub mod transport;
 pub mod upstream;
