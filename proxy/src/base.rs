@@ -7,6 +7,7 @@ pub mod connection_info;
 pub mod drain;
 pub mod error;
 pub mod response_flag;
+pub mod runtime;
 pub mod timer;
 
 pub use address::Address;
@@ -14,4 +15,5 @@ pub use connection_info::ConnectionInfo;
 pub use drain::Drain;
 pub use error::{ResetReason, Side, StreamError};
 pub use response_flag::{ResponseFlag, ResponseFlags};
+pub use runtime::RuntimeSnapshot;
 pub use timer::Timer;

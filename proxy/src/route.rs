@@ -1,1 +1,14 @@
-//! The compiled route table and its actions.
+//! The compiled route table: virtual hosts by domain, routes by path, and what a matched route does.
+//!
+//! Compiled on the control thread from [`weft_config::route`], shared by all workers, never changed.
+
+mod action;
+mod index;
+mod matched;
+mod redirect;
+mod table;
+
+pub use action::{Action, Cluster, DirectResponse, Forward, Mirror, Weighted};
+pub use matched::MatchedRoute;
+pub use redirect::Redirect;
+pub use table::{MatchContext, Route, RouteOutcome, RouteTable, VirtualHost, header_matches, shared_metadata};

@@ -92,3 +92,18 @@ impl ResponseHead {
         Self { protocol: Protocol::Http11, status, headers: HeaderMap::new(), original_names: None }
     }
 }
+
+/// The query of a path, without `?` and fragment; empty if there is none.
+pub fn query_of(path: &[u8]) -> &str {
+    let query = memchr::memchr(b'?', path).map_or(&b""[..], |at| &path[at + 1..]);
+    let query = &query[..memchr::memchr(b'#', query).unwrap_or(query.len())];
+    std::str::from_utf8(query).unwrap_or_default()
+}
+
+/// The first value of a query parameter, as it was sent.
+pub fn query_parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then_some(value)
+    })
+}

@@ -1,0 +1,448 @@
+//! What the connection manager makes of a request's head before it is routed: who is asking, and which headers
+//! may be believed (Envoy docs: "HTTP header manipulation", "HTTP header sanitizing").
+
+use super::{RequestHead, header_names::*, path};
+use crate::base::{Address, ConnectionInfo};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{self, Entry},
+};
+use std::net::IpAddr;
+use weft_config::http_connection_manager::{
+    HttpConnectionManager, OriginalIpDetection, PathWithEscapedSlashesAction, SchemeTransformation, StripPort,
+};
+
+/// Facts of this process that requests may carry.
+#[derive(Debug)]
+pub struct LocalInfo {
+    /// The address that stands for this host in `x-forwarded-for` when the peer is a loopback address.
+    pub address: IpAddr,
+    pub node_id: Option<HeaderValue>,
+    pub service_cluster: Option<HeaderValue>,
+}
+
+/// Who asked, after `x-forwarded-for` and the detection extensions had their say.
+#[derive(Debug, PartialEq)]
+pub struct Origin {
+    pub remote: Address,
+    /// The client is one of ours (`x-envoy-internal: true`).
+    pub is_internal: bool,
+}
+
+/// A request that an original IP detection extension refused.
+#[derive(Debug, PartialEq)]
+pub struct DetectionRejected {
+    pub status: u16,
+}
+
+/// What became of the path.
+#[derive(Debug, PartialEq)]
+pub enum PathAction {
+    Continue,
+    Reject,
+    /// The path was changed; the client is to come back with it.
+    Redirect,
+}
+
+/// Applies the path options of the connection manager.
+pub fn normalize_path(head: &mut RequestHead, config: &HttpConnectionManager) -> PathAction {
+    use PathWithEscapedSlashesAction as Action;
+    if head.path.is_empty() {
+        return PathAction::Continue;
+    }
+    let mut redirect = false;
+    let action = config.path_with_escaped_slashes_action;
+    if !matches!(action, Action::KeepUnchanged | Action::ImplementationSpecificDefault)
+        && let Some(unescaped) = path::unescape_slashes(&head.path)
+    {
+        if action == Action::RejectRequest {
+            return PathAction::Reject;
+        }
+        redirect = action == Action::UnescapeAndRedirect;
+        head.path = unescaped;
+    }
+    if config.normalize_path {
+        match path::normalize(&head.path) {
+            Some(normal) => head.path = normal,
+            None => return PathAction::Reject,
+        }
+    }
+    if config.merge_slashes {
+        head.path = path::merge_slashes(&head.path);
+    }
+    if redirect { PathAction::Redirect } else { PathAction::Continue }
+}
+
+/// Strips the authority's trailing dot and port as configured. `local_port` is the listener's.
+pub fn normalize_host(head: &mut RequestHead, config: &HttpConnectionManager, local_port: Option<u16>) {
+    if config.strip_trailing_host_dot {
+        strip_trailing_dot(&mut head.authority);
+    }
+    if config.strip_port == StripPort::No {
+        return;
+    }
+    let Some(colon) = port_colon(&head.authority) else { return };
+    let Some(port) = std::str::from_utf8(&head.authority[colon + 1..]).ok().and_then(|p| p.parse::<u16>().ok()) else {
+        return;
+    };
+    // A CONNECT request's port says where to connect to, but matching its domain may go without.
+    if config.strip_port == StripPort::Any || local_port == Some(port) {
+        head.authority.truncate(colon);
+    }
+}
+
+fn strip_trailing_dot(authority: &mut Bytes) {
+    match port_colon(authority) {
+        None if authority.ends_with(b".") => authority.truncate(authority.len() - 1),
+        Some(colon) if authority[..colon].ends_with(b".") => {
+            *authority = [&authority[..colon - 1], &authority[colon..]].concat().into();
+        }
+        _ => {}
+    }
+}
+
+/// Where the port's colon is, if there is a port: not inside an IPv6 literal's brackets.
+fn port_colon(authority: &[u8]) -> Option<usize> {
+    let colon = memchr::memrchr(b':', authority)?;
+    let bracket = memchr::memrchr(b']', authority);
+    (bracket.is_none_or(|b| b < colon)
+        && colon + 1 < authority.len()
+        && authority[colon + 1..].iter().all(u8::is_ascii_digit)
+        // An IPv6 address without brackets has no port.
+        && (bracket.is_some() || memchr::memchr(b':', authority) == Some(colon)))
+    .then_some(colon)
+}
+
+/// Removes what only concerns the client's connection, decides who the client is, and believes no header that it
+/// had no right to set.
+pub fn sanitize(
+    head: &mut RequestHead,
+    config: &HttpConnectionManager,
+    connection: &ConnectionInfo,
+    local: &LocalInfo,
+    internal_only: &[HeaderName],
+) -> Result<Origin, DetectionRejected> {
+    remove_hop_by_hop(head);
+    sanitize_referer(&mut head.headers);
+    let is_tls = connection.transport_protocol == "tls";
+    let mut trusted: Option<Address> = None;
+    // Only a request whose x-forwarded-for names a single address can be internal.
+    let mut may_be_internal = false;
+    if config.use_remote_address {
+        may_be_internal = !head.headers.contains_key(FORWARDED_FOR);
+        if config.xff_num_trusted_hops > 0 {
+            trusted = last_forwarded(&head.headers, config.xff_num_trusted_hops - 1).map(|(address, _)| address);
+        }
+        trusted.get_or_insert_with(|| connection.remote.clone());
+        if !config.skip_xff_append {
+            append_forwarded_for(&mut head.headers, connection, local);
+        }
+        if config.xff_num_trusted_hops == 0 || !head.headers.contains_key(FORWARDED_PROTO) {
+            set_forwarded_proto(&mut head.headers, config, connection, is_tls);
+        }
+        if config.append_x_forwarded_port
+            && (config.xff_num_trusted_hops == 0 || !head.headers.contains_key(FORWARDED_PORT))
+        {
+            set_forwarded_port(&mut head.headers, connection);
+        }
+    } else if config.original_ip_detection.is_empty() {
+        if let Some((address, single)) = last_forwarded(&head.headers, config.xff_num_trusted_hops) {
+            (trusted, may_be_internal) = (Some(address), single);
+        }
+    } else {
+        for extension in &config.original_ip_detection {
+            if let Some((address, trust, append)) = detect(extension, &head.headers, connection)? {
+                (trusted, may_be_internal) = (Some(address), trust);
+                if append {
+                    append_forwarded_for(&mut head.headers, connection, local);
+                }
+                break;
+            }
+        }
+    }
+    if !head.headers.contains_key(FORWARDED_PROTO) {
+        set_forwarded_proto(&mut head.headers, config, connection, is_tls);
+    }
+    if config.append_x_forwarded_port && !head.headers.contains_key(FORWARDED_PORT) {
+        set_forwarded_port(&mut head.headers, connection);
+    }
+    set_scheme(head, config, is_tls);
+
+    let is_internal = may_be_internal && trusted.as_ref().is_some_and(|address| is_internal_address(config, address));
+    let remote = trusted.unwrap_or_else(|| connection.remote.clone());
+    let is_edge = !is_internal && config.use_remote_address;
+    remove_unbelieved(&mut head.headers, is_internal, is_edge, internal_only);
+    if is_internal {
+        head.headers.insert(ENVOY_INTERNAL, HeaderValue::from_static("true"));
+    }
+    if config.add_user_agent {
+        add_user_agent(&mut head.headers, local);
+    }
+    if !config.via.is_empty() {
+        append(&mut head.headers, header::VIA, config.via.as_bytes(), ", ");
+    }
+    if is_edge && let Some(ip) = remote.ip() {
+        set(&mut head.headers, ENVOY_EXTERNAL_ADDRESS, ip.ip().to_string());
+    }
+    if config.generate_request_id {
+        super::request_id::ensure(
+            &mut head.headers,
+            is_edge,
+            config.preserve_external_request_id,
+            config.request_id.pack_trace_reason,
+        );
+    }
+    Ok(Origin { remote, is_internal })
+}
+
+fn remove_hop_by_hop(head: &mut RequestHead) {
+    let headers = &mut head.headers;
+    if head.upgrade.is_none() {
+        headers.remove(header::CONNECTION);
+        headers.remove(header::UPGRADE);
+        // `trailers` is the one word that means something to the next hop.
+        let wants_trailers = headers.get_all(header::TE).iter().any(|te| {
+            te.to_str().is_ok_and(|te| {
+                te.split(',')
+                    .any(|word| word.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("trailers"))
+            })
+        });
+        if wants_trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        } else {
+            headers.remove(header::TE);
+        }
+    }
+    headers.remove(KEEP_ALIVE);
+    headers.remove(PROXY_CONNECTION);
+    headers.remove(header::TRANSFER_ENCODING);
+}
+
+/// A referer that is no absolute URL, or several of them, go no further.
+fn sanitize_referer(headers: &mut HeaderMap) {
+    let Some(first) = headers.get(header::REFERER) else { return };
+    let is_url = first.to_str().is_ok_and(|url| {
+        ["http://", "https://"].iter().any(|scheme| {
+            url.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme))
+                && url[scheme.len()..].split(['/', '?', '#']).next().is_some_and(|host| !host.is_empty())
+        })
+    });
+    if !is_url || headers.get_all(header::REFERER).iter().nth(1).is_some() {
+        headers.remove(header::REFERER);
+    }
+}
+
+/// The address `skip` places from the end of `x-forwarded-for`, and whether it is the only one.
+fn last_forwarded(headers: &HeaderMap, skip: u32) -> Option<(Address, bool)> {
+    let mut parts =
+        headers.get_all(FORWARDED_FOR).iter().map(|value| value.as_bytes()).collect::<smallvec::SmallVec<[&[u8]; 2]>>();
+    let is_single = parts.len() == 1 && memchr::memchr(b',', parts[0]).is_none() && skip == 0;
+    for _ in 0..skip {
+        let last = parts.last_mut()?;
+        match memchr::memrchr(b',', last) {
+            Some(comma) => *last = &last[..comma],
+            None => {
+                parts.pop();
+            }
+        }
+    }
+    let last = parts.last()?;
+    let last = match memchr::memrchr(b',', last) {
+        Some(comma) if comma + 1 < last.len() => &last[comma + 1..],
+        _ => last,
+    };
+    let ip: IpAddr = std::str::from_utf8(last).ok()?.trim().parse().ok()?;
+    Some((Address::Ip((ip, 0).into()), is_single))
+}
+
+/// What an extension found: the address, whether it may make the request internal, whether to append the peer to
+/// `x-forwarded-for`.
+type Detected = Option<(Address, bool, bool)>;
+
+fn detect(
+    extension: &OriginalIpDetection,
+    headers: &HeaderMap,
+    connection: &ConnectionInfo,
+) -> Result<Detected, DetectionRejected> {
+    match extension {
+        OriginalIpDetection::Xff { num_trusted_hops, trusted_cidrs: None, skip_xff_append } => {
+            Ok(last_forwarded(headers, *num_trusted_hops).map(|(address, single)| (address, single, !skip_xff_append)))
+        }
+        OriginalIpDetection::Xff { trusted_cidrs: Some(cidrs), skip_xff_append, .. } => {
+            let is_trusted = |ip: IpAddr| cidrs.iter().any(|cidr| cidr.contains(ip));
+            if !connection.remote.ip().is_some_and(|peer| is_trusted(peer.ip())) {
+                return Ok(None);
+            }
+            Ok(last_untrusted(headers, is_trusted).map(|address| (address, false, !skip_xff_append)))
+        }
+        OriginalIpDetection::CustomHeader { header, allow_trusted, reject_with_status } => {
+            let value = headers
+                .get(header)
+                .and_then(|value| value.to_str().ok())
+                .and_then(|value| value.trim().parse::<IpAddr>().ok());
+            match (value, reject_with_status) {
+                (Some(ip), _) => Ok(Some((Address::Ip((ip, 0).into()), *allow_trusted, false))),
+                (None, Some(status)) => Err(DetectionRejected { status: *status }),
+                (None, None) => Ok(None),
+            }
+        }
+    }
+}
+
+/// From the right, the first address in `x-forwarded-for` that no trusted range holds; else the leftmost.
+fn last_untrusted(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Option<Address> {
+    let values: Vec<&str> = headers.get_all(FORWARDED_FOR).iter().map(|v| v.to_str().ok()).collect::<Option<_>>()?;
+    let mut last = None;
+    for part in values.iter().rev().flat_map(|value| value.rsplit(',')) {
+        let ip: IpAddr = part.trim().parse().ok()?;
+        last = Some(Address::Ip((ip, 0).into()));
+        if !is_trusted(ip) {
+            break;
+        }
+    }
+    last
+}
+
+fn append_forwarded_for(headers: &mut HeaderMap, connection: &ConnectionInfo, local: &LocalInfo) {
+    let Some(peer) = connection.remote.ip() else { return };
+    let address = if peer.ip().is_loopback() { local.address } else { peer.ip() };
+    append(headers, FORWARDED_FOR, address.to_string().as_bytes(), ",");
+}
+
+fn set_forwarded_proto(
+    headers: &mut HeaderMap,
+    config: &HttpConnectionManager,
+    connection: &ConnectionInfo,
+    is_tls: bool,
+) {
+    let mut https = is_tls;
+    // The destination's port decides where the PROXY protocol or original_dst restored the destination.
+    if let (Some(ports), Some(port)) = (&config.forward_proto, connection.local.ip().map(|ip| u32::from(ip.port())))
+        && connection.local != connection.direct_local
+    {
+        if ports.https_destination_ports.contains(&port) {
+            https = true;
+        } else if ports.http_destination_ports.contains(&port) {
+            https = false;
+        }
+    }
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if https { "https" } else { "http" }));
+}
+
+fn set_forwarded_port(headers: &mut HeaderMap, connection: &ConnectionInfo) {
+    if let Some(local) = connection.local.ip() {
+        headers.insert(FORWARDED_PORT, local.port().into());
+    }
+}
+
+/// Every request gets a scheme: the configured one, its own, `x-forwarded-proto`'s if that is one, or the transport's.
+fn set_scheme(head: &mut RequestHead, config: &HttpConnectionManager, is_tls: bool) {
+    if let Some(SchemeTransformation::Overwrite(scheme)) = &config.scheme_header_transformation {
+        head.scheme = Bytes::copy_from_slice(scheme.as_bytes());
+        set(&mut head.headers, FORWARDED_PROTO, scheme.clone());
+    }
+    if head.scheme.is_empty() {
+        let forwarded = head.headers.get(FORWARDED_PROTO).map(HeaderValue::as_bytes).unwrap_or_default();
+        head.scheme = Bytes::from_static(match forwarded {
+            b if b.eq_ignore_ascii_case(b"https") => b"https",
+            b if b.eq_ignore_ascii_case(b"http") => b"http",
+            _ if is_tls => b"https",
+            _ => b"http",
+        });
+    } else if head.scheme.iter().any(u8::is_ascii_uppercase) {
+        head.scheme = head.scheme.to_ascii_lowercase().into();
+    }
+}
+
+fn is_internal_address(config: &HttpConnectionManager, address: &Address) -> bool {
+    match address {
+        Address::Ip(ip) => config.internal_address_config.cidr_ranges.iter().any(|cidr| cidr.contains(ip.ip())),
+        Address::Unix(_) => config.internal_address_config.unix_sockets,
+        Address::Internal { .. } => false,
+    }
+}
+
+/// One pass over the names: most requests carry none of them.
+fn remove_unbelieved(headers: &mut HeaderMap, is_internal: bool, is_edge: bool, internal_only: &[HeaderName]) {
+    let has_any = headers.keys().any(|name| name.as_str().starts_with("x-envoy-"));
+    if has_any {
+        headers.remove(ENVOY_INTERNAL);
+        if is_edge {
+            for name in [
+                ENVOY_DECORATOR_OPERATION,
+                ENVOY_DOWNSTREAM_SERVICE_CLUSTER,
+                ENVOY_DOWNSTREAM_SERVICE_NODE,
+                ENVOY_ORIGINAL_PATH,
+                ENVOY_ORIGINAL_HOST,
+            ] {
+                headers.remove(name);
+            }
+        }
+        if !is_internal {
+            for name in [
+                ENVOY_RETRIABLE_STATUS_CODES,
+                ENVOY_RETRIABLE_HEADER_NAMES,
+                ENVOY_RETRY_ON,
+                ENVOY_RETRY_GRPC_ON,
+                ENVOY_MAX_RETRIES,
+                ENVOY_UPSTREAM_ALT_STAT_NAME,
+                ENVOY_UPSTREAM_RQ_TIMEOUT_MS,
+                ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS,
+                ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE,
+                ENVOY_EXPECTED_RQ_TIMEOUT_MS,
+                ENVOY_FORCE_TRACE,
+                ENVOY_IP_TAGS,
+                ENVOY_ORIGINAL_URL,
+                ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
+            ] {
+                headers.remove(name);
+            }
+        }
+    }
+    if !is_internal {
+        for name in internal_only {
+            headers.remove(name);
+        }
+    }
+}
+
+fn add_user_agent(headers: &mut HeaderMap, local: &LocalInfo) {
+    if let Some(cluster) = &local.service_cluster {
+        headers.insert(ENVOY_DOWNSTREAM_SERVICE_CLUSTER, cluster.clone());
+        if headers.get(header::USER_AGENT).is_none_or(HeaderValue::is_empty) {
+            headers.insert(header::USER_AGENT, cluster.clone());
+        }
+    }
+    if let Some(node) = &local.node_id {
+        headers.insert(ENVOY_DOWNSTREAM_SERVICE_NODE, node.clone());
+    }
+}
+
+/// Appends to the header's single value, or sets it.
+pub fn append(headers: &mut HeaderMap, name: HeaderName, value: &[u8], separator: &str) {
+    match headers.entry(name) {
+        Entry::Occupied(mut entry) => {
+            let mut joined = Vec::new();
+            for old in entry.iter() {
+                joined.extend_from_slice(old.as_bytes());
+                joined.extend_from_slice(separator.as_bytes());
+            }
+            joined.extend_from_slice(value);
+            if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+                entry.insert(joined);
+            }
+        }
+        Entry::Vacant(entry) => {
+            if let Ok(value) = HeaderValue::from_bytes(value) {
+                entry.insert(value);
+            }
+        }
+    }
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: String) {
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(name, value);
+    }
+}

@@ -1,0 +1,180 @@
+//! A request's route with everything above it: what it inherits, and what it does to heads.
+
+use super::{Action, MatchContext, Route, RouteTable, VirtualHost, action::Cluster};
+use crate::{
+    http::{RequestHead, ResponseHead, header_names::*, header_rules::HeaderRules, request_headers::append},
+    observe::StreamInfo,
+    upstream::{ThreadCluster, Upstreams},
+};
+use bytes::Bytes;
+use http::HeaderValue;
+use std::{rc::Rc, sync::Arc};
+use weft_config::{
+    header_value::HeaderKey,
+    route::{HostRewrite, PathMatch, PathRewrite, PerFilterConfig},
+};
+
+/// The route that a request took.
+#[derive(Clone)]
+pub struct MatchedRoute {
+    pub table: Arc<RouteTable>,
+    pub virtual_host: Arc<VirtualHost>,
+    pub route: Arc<Route>,
+    /// Which of the weighted clusters.
+    choice: Option<usize>,
+}
+
+impl MatchedRoute {
+    pub(super) fn new(
+        table: Arc<RouteTable>,
+        virtual_host: Arc<VirtualHost>,
+        route: Arc<Route>,
+        head: &RequestHead,
+        context: &MatchContext<'_>,
+    ) -> Self {
+        let choice = match &route.action {
+            Action::Forward(forward) => match &forward.cluster {
+                Cluster::Weighted(weighted) => weighted.choose(head, context.random, context.runtime),
+                _ => None,
+            },
+            _ => None,
+        };
+        Self { table, virtual_host, route, choice }
+    }
+
+    /// The cluster, if it is there.
+    pub fn cluster(&self, upstreams: &Upstreams, head: &RequestHead) -> Option<Rc<ThreadCluster>> {
+        self.route.action.forward()?.cluster.find(self.choice, upstreams, head)
+    }
+
+    /// The name of the one cluster that the route names, for logs.
+    fn weighted(&self) -> Option<&super::action::WeightedCluster> {
+        match &self.route.action.forward()?.cluster {
+            Cluster::Weighted(weighted) => weighted.clusters.get(self.choice?),
+            _ => None,
+        }
+    }
+
+    /// The header rules of all levels, in the order in which they act.
+    fn rules(&self) -> [Option<&HeaderRules>; 4] {
+        let mut levels = [
+            self.weighted().map(|w| &w.rules),
+            Some(&self.route.rules),
+            Some(&self.virtual_host.rules),
+            Some(&self.table.rules),
+        ];
+        if self.table.most_specific_wins {
+            levels.reverse();
+        }
+        levels
+    }
+
+    /// The most specific configuration of a filter.
+    pub fn per_filter(&self, name: &str) -> Option<&PerFilterConfig> {
+        self.weighted()
+            .and_then(|w| w.per_filter.get(name))
+            .or_else(|| self.route.per_filter.get(name))
+            .or_else(|| self.virtual_host.per_filter.get(name))
+            .or_else(|| self.table.per_filter.get(name))
+    }
+
+    pub fn include_attempt_count_in_response(&self) -> bool {
+        self.virtual_host.include_attempt_count_in_response
+    }
+
+    /// Changes the request's head as the route says. `keep_originals`: what was replaced goes into `x-envoy-original-*`.
+    pub fn finalize_request(&self, head: &mut RequestHead, info: &StreamInfo, keep_originals: bool) {
+        for rules in self.rules().into_iter().flatten() {
+            rules.apply_request(head, info);
+        }
+        let Some(forward) = self.route.action.forward() else { return };
+        self.rewrite_host(head, &forward.config.host_rewrite, forward.config.append_x_forwarded_host, keep_originals);
+        self.rewrite_path(head, &forward.config.path_rewrite, keep_originals);
+    }
+
+    /// Changes the response's head as the route says.
+    pub fn finalize_response(&self, head: &mut ResponseHead, request: &RequestHead, info: &StreamInfo) {
+        for rules in self.rules().into_iter().flatten() {
+            rules.apply_response(head, request, info);
+        }
+    }
+
+    fn rewrite_host(&self, head: &mut RequestHead, rewrite: &HostRewrite, append_forwarded: bool, keep: bool) {
+        let host = self.weighted().and_then(|w| w.host_rewrite.clone()).or_else(|| match rewrite {
+            HostRewrite::Keep | HostRewrite::Auto => None,
+            HostRewrite::Literal(host) => Some(Bytes::copy_from_slice(host.as_bytes())),
+            HostRewrite::Header(HeaderKey::Name(name)) => {
+                head.headers.get(name).map(|v| Bytes::copy_from_slice(v.as_bytes()))
+            }
+            HostRewrite::Header(HeaderKey::Path) => Some(head.path.clone()),
+            HostRewrite::Header(_) => None,
+            HostRewrite::PathRegex(rewrite) => {
+                std::str::from_utf8(head.path_only()).ok().map(|path| rewrite.apply(path).into())
+            }
+        });
+        if let Some(host) = host.filter(|host| !host.is_empty()) {
+            set_authority(head, host, append_forwarded, keep);
+        }
+    }
+
+    /// Takes the chosen host's name, where the route asks for that (`auto_host_rewrite`).
+    pub fn rewrite_host_to(&self, head: &mut RequestHead, hostname: &str, keep: bool) {
+        let Some(forward) = self.route.action.forward() else { return };
+        if matches!(forward.config.host_rewrite, HostRewrite::Auto) && !hostname.is_empty() {
+            set_authority(
+                head,
+                Bytes::copy_from_slice(hostname.as_bytes()),
+                forward.config.append_x_forwarded_host,
+                keep,
+            );
+        }
+    }
+
+    fn rewrite_path(&self, head: &mut RequestHead, rewrite: &PathRewrite, keep: bool) {
+        let Ok(path) = std::str::from_utf8(&head.path) else { return };
+        let (plain, query) = path.split_at(path.find(['?', '#']).unwrap_or(path.len()));
+        let new = match rewrite {
+            PathRewrite::Keep => return,
+            PathRewrite::Prefix(prefix) => {
+                let matched = match &self.route.matching.path {
+                    PathMatch::Prefix(prefix) | PathMatch::SeparatedPrefix(prefix) => prefix.len(),
+                    _ => plain.len(),
+                };
+                [prefix, plain.get(matched..).unwrap_or(""), query].concat()
+            }
+            PathRewrite::Regex(rewrite) => [&rewrite.apply(plain), query].concat(),
+            PathRewrite::Template(rewrite) => {
+                let PathMatch::Template(template) = &self.route.matching.path else { return };
+                let Some(captures) = template.matches(plain) else { return };
+                [&rewrite.apply(&captures), query].concat()
+            }
+        };
+        if keep && let Ok(original) = HeaderValue::from_maybe_shared(head.path.clone()) {
+            head.headers.insert(ENVOY_ORIGINAL_PATH, original);
+        }
+        head.path = new.into();
+    }
+}
+
+/// Replaces the authority.
+fn set_authority(head: &mut RequestHead, host: Bytes, append_forwarded: bool, keep: bool) {
+    if append_forwarded && !head.authority.is_empty() {
+        // Not twice in a row, for a retry or a second proxy with the same host.
+        let last = head
+            .headers
+            .get_all(FORWARDED_HOST)
+            .iter()
+            .next_back()
+            .map(|v| v.as_bytes().rsplit(|b| *b == b',').next().unwrap_or_default().trim_ascii());
+        if last != Some(&head.authority) {
+            append(&mut head.headers, FORWARDED_HOST, &head.authority, ",");
+        }
+    }
+    if keep
+        && !head.authority.is_empty()
+        && let Ok(original) = HeaderValue::from_maybe_shared(head.authority.clone())
+    {
+        head.headers.insert(ENVOY_ORIGINAL_HOST, original);
+    }
+    head.authority = host;
+}

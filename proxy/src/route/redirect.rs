@@ -1,0 +1,64 @@
+//! Redirects that this proxy answers.
+
+use crate::http::{RequestHead, header_names::FORWARDED_PROTO};
+use http::{HeaderValue, StatusCode};
+use weft_config::route::{PathMatch, RedirectAction, RedirectPath};
+
+/// A compiled redirect.
+pub struct Redirect {
+    pub status: StatusCode,
+    config: RedirectAction,
+    /// How much of the path a prefix rewrite replaces; `None`: all of it.
+    matched_length: Option<usize>,
+}
+
+impl Redirect {
+    pub(super) fn new(config: &RedirectAction, path: &PathMatch) -> Self {
+        Self {
+            status: config.status,
+            config: config.clone(),
+            matched_length: match path {
+                PathMatch::Prefix(prefix) | PathMatch::SeparatedPrefix(prefix) => Some(prefix.len()),
+                _ => None,
+            },
+        }
+    }
+
+    /// `location`.
+    pub fn location(&self, head: &RequestHead) -> Option<HeaderValue> {
+        let config = &self.config;
+        let forwarded = head.headers.get(FORWARDED_PROTO).and_then(|v| v.to_str().ok()).unwrap_or("http");
+        let scheme = config.scheme.as_deref().unwrap_or(forwarded);
+        let host = match config.host.as_str() {
+            "" => original_host(std::str::from_utf8(&head.authority).ok()?, forwarded, scheme, config.port != 0),
+            host => host,
+        };
+        let path = std::str::from_utf8(&head.path).ok()?;
+        let (plain, query) = path.split_at(path.find('?').unwrap_or(path.len()));
+        let query = if config.strip_query { "" } else { query };
+        let target = match &config.path {
+            RedirectPath::Keep => format!("{plain}{query}"),
+            // A query of its own wins over the request's.
+            RedirectPath::Path(path) if path.contains('?') => path.clone(),
+            RedirectPath::Path(path) => format!("{path}{query}"),
+            RedirectPath::Prefix(prefix) => {
+                format!("{prefix}{}{query}", self.matched_length.and_then(|n| plain.get(n..)).unwrap_or(""))
+            }
+            RedirectPath::Regex(rewrite) => format!("{}{query}", rewrite.apply(plain)),
+        };
+        let location = match config.port {
+            0 => format!("{scheme}://{host}{target}"),
+            port => format!("{scheme}://{host}:{port}{target}"),
+        };
+        HeaderValue::try_from(location).ok()
+    }
+}
+
+/// The request's host, without a port that no longer fits.
+fn original_host<'h>(host: &'h str, old_scheme: &str, new_scheme: &str, new_port: bool) -> &'h str {
+    let colon = if host.starts_with('[') { host.rfind("]:").map(|at| at + 1) } else { host.rfind(':') };
+    let Some(colon) = colon else { return host };
+    let was_default =
+        (old_scheme == "https" && &host[colon..] == ":443") || (old_scheme == "http" && &host[colon..] == ":80");
+    if new_port || (old_scheme != new_scheme && was_default) { &host[..colon] } else { host }
+}

@@ -1,0 +1,437 @@
+//! Which route a request takes: its virtual host by domain, then the first route whose conditions all hold.
+
+use super::{Action, MatchedRoute, action::Compiler, index::PathIndex};
+use crate::{
+    base::RuntimeSnapshot,
+    http::{
+        RequestHead, grpc,
+        header_names::FORWARDED_PROTO,
+        header_rules::HeaderRules,
+        message::{query_of, query_parameter},
+    },
+    observe::{StreamInfo, stream_info::Metadata},
+    upstream::Names,
+};
+use foldhash::HashMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use std::{borrow::Cow, sync::Arc};
+use weft_config::{
+    Context,
+    header_matcher::HeaderMatcher,
+    header_value::HeaderKey,
+    route::{self as config, PathMatch, RequireTls, RouteMatch},
+};
+
+/// A compiled route configuration.
+pub struct RouteTable {
+    pub name: Arc<str>,
+    hosts: Vec<Arc<VirtualHost>>,
+    exact: HashMap<Box<str>, u32>,
+    /// `*.foo` and `*-foo` by the length of what follows the star, longest first; likewise `foo.*`.
+    suffixes: Vec<(usize, HashMap<Box<str>, u32>)>,
+    prefixes: Vec<(usize, HashMap<Box<str>, u32>)>,
+    any: Option<u32>,
+    internal_only: Vec<HeaderName>,
+    ignore_port: bool,
+    ignore_path_parameters: bool,
+    vhost_header: Option<HeaderName>,
+    pub rules: HeaderRules,
+    pub most_specific_wins: bool,
+    pub per_filter: config::PerFilterConfigs,
+}
+
+/// A compiled virtual host.
+pub struct VirtualHost {
+    pub name: Arc<str>,
+    routes: Vec<Arc<Route>>,
+    index: PathIndex,
+    require_tls: RequireTls,
+    pub rules: HeaderRules,
+    pub per_filter: config::PerFilterConfigs,
+    pub include_attempt_count: bool,
+    pub include_attempt_count_in_response: bool,
+    virtual_clusters: Vec<(Arc<str>, Vec<HeaderMatcher>)>,
+}
+
+/// A compiled route.
+pub struct Route {
+    /// Empty names are no names.
+    pub name: Option<Arc<str>>,
+    pub matching: RouteMatch,
+    pub action: Action,
+    pub rules: HeaderRules,
+    pub per_filter: config::PerFilterConfigs,
+    pub metadata: Option<Arc<Metadata>>,
+    pub stat_prefix: Option<Arc<str>>,
+    pub request_buffer_limit: Option<u64>,
+}
+
+/// What matching may ask beside the request itself.
+pub struct MatchContext<'a> {
+    pub random: u64,
+    pub runtime: &'a RuntimeSnapshot,
+    pub is_tls: bool,
+    pub is_internal: bool,
+    pub info: &'a StreamInfo,
+}
+
+/// What the table says of a request.
+pub enum RouteOutcome {
+    Matched(MatchedRoute),
+    /// The virtual host wants TLS: the client is sent to this URL.
+    TlsRedirect(HeaderValue),
+    NoVirtualHost,
+    NoRoute,
+}
+
+/// Metadata in the form that stream facts have; `None` if there is none.
+pub fn shared_metadata(metadata: &weft_config::metadata::Metadata) -> Option<Arc<Metadata>> {
+    (!metadata.is_empty()).then(|| Arc::new(metadata.iter().map(|(k, v)| (k.as_str().into(), v.clone())).collect()))
+}
+
+impl RouteTable {
+    /// Compiles a configuration; formats that cannot be compiled are problems.
+    pub fn compile(config: &config::RouteConfiguration, names: &mut Names, cx: &mut Context) -> Self {
+        let mut table = Self {
+            name: config.name.as_str().into(),
+            hosts: Vec::with_capacity(config.virtual_hosts.len()),
+            exact: HashMap::default(),
+            suffixes: Vec::new(),
+            prefixes: Vec::new(),
+            any: None,
+            internal_only: config.internal_only_headers.clone(),
+            ignore_port: config.ignore_port_in_host_matching,
+            ignore_path_parameters: config.ignore_path_parameters_in_path_matching,
+            vhost_header: config.vhost_header.clone(),
+            rules: HeaderRules::compile(&config.headers, cx),
+            most_specific_wins: config.most_specific_header_mutations_wins,
+            per_filter: config.per_filter.clone(),
+        };
+        for (i, host) in config.virtual_hosts.iter().enumerate() {
+            let number = i as u32;
+            for domain in &host.domains {
+                table.add_domain(domain, number);
+            }
+            let host = cx.element("virtual_hosts", i, |cx| VirtualHost::compile(host, names, cx));
+            table.hosts.push(Arc::new(host));
+        }
+        table
+    }
+
+    fn add_domain(&mut self, domain: &str, number: u32) {
+        let by_length = |lists: &mut Vec<(usize, HashMap<Box<str>, u32>)>, text: &str| {
+            let at =
+                lists.binary_search_by_key(&std::cmp::Reverse(text.len()), |(length, _)| std::cmp::Reverse(*length));
+            let at = at.unwrap_or_else(|at| {
+                lists.insert(at, (text.len(), HashMap::default()));
+                at
+            });
+            lists[at].1.entry(text.into()).or_insert(number);
+        };
+        if domain == "*" {
+            self.any.get_or_insert(number);
+        } else if let Some(suffix) = domain.strip_prefix('*') {
+            by_length(&mut self.suffixes, suffix);
+        } else if let Some(prefix) = domain.strip_suffix('*') {
+            by_length(&mut self.prefixes, prefix);
+        } else {
+            self.exact.entry(domain.into()).or_insert(number);
+        }
+    }
+
+    pub fn internal_only_headers(&self) -> &[HeaderName] {
+        &self.internal_only
+    }
+
+    /// The virtual host of an authority.
+    fn virtual_host(&self, authority: &[u8]) -> Option<&Arc<VirtualHost>> {
+        let only_any = self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty();
+        if only_any {
+            return self.any.and_then(|number| self.hosts.get(number as usize));
+        }
+        let mut authority = authority;
+        if self.ignore_port {
+            authority = without_port(authority);
+        }
+        let text = String::from_utf8_lossy(authority);
+        let host: Cow<'_, str> =
+            if text.bytes().any(|b| b.is_ascii_uppercase()) { text.to_ascii_lowercase().into() } else { text };
+        let host = &*host;
+        let found = self.exact.get(host).or_else(|| {
+            // A wildcard stands for at least one character.
+            let suffix = self
+                .suffixes
+                .iter()
+                .filter(|(length, _)| *length < host.len())
+                .find_map(|(length, hosts)| hosts.get(host.get(host.len() - length..)?));
+            suffix.or_else(|| {
+                self.prefixes
+                    .iter()
+                    .filter(|(length, _)| *length < host.len())
+                    .find_map(|(length, hosts)| hosts.get(host.get(..*length)?))
+            })
+        });
+        found.copied().or(self.any).and_then(|number| self.hosts.get(number as usize))
+    }
+
+    /// The route that `head` takes.
+    pub fn find(self: &Arc<Self>, head: &RequestHead, context: &MatchContext<'_>) -> RouteOutcome {
+        let authority = match &self.vhost_header {
+            Some(name) => head.headers.get(name).map(HeaderValue::as_bytes).unwrap_or_default(),
+            None => &head.authority,
+        };
+        let Some(host) = self.virtual_host(authority) else { return RouteOutcome::NoVirtualHost };
+        if let Some(location) = host.tls_redirect(head, context) {
+            return RouteOutcome::TlsRedirect(location);
+        }
+        let mut path = head.path_only();
+        if self.ignore_path_parameters {
+            path = &path[..memchr::memchr(b';', path).unwrap_or(path.len())];
+        }
+        let found = host.index.first(path, |number| {
+            host.routes.get(number as usize).is_some_and(|route| matches(&route.matching, head, path, context))
+        });
+        let Some(route) = found.and_then(|number| host.routes.get(number as usize)) else {
+            return RouteOutcome::NoRoute;
+        };
+        RouteOutcome::Matched(MatchedRoute::new(self.clone(), host.clone(), route.clone(), head, context))
+    }
+}
+
+impl VirtualHost {
+    fn compile(config: &config::VirtualHost, names: &mut Names, cx: &mut Context) -> Self {
+        let routes: Vec<_> = config
+            .routes
+            .iter()
+            .enumerate()
+            .map(|(i, route)| {
+                cx.element("routes", i, |cx| {
+                    Arc::new(Route {
+                        name: (!route.name.is_empty()).then(|| route.name.as_str().into()),
+                        matching: route.matching.clone(),
+                        action: Compiler { names, host: config }.action(route, cx),
+                        rules: HeaderRules::compile(&route.headers, cx),
+                        per_filter: route.per_filter.clone(),
+                        metadata: shared_metadata(&route.metadata),
+                        stat_prefix: (!route.stat_prefix.is_empty()).then(|| route.stat_prefix.as_str().into()),
+                        request_buffer_limit: route.request_buffer_limit,
+                    })
+                })
+            })
+            .collect();
+        Self {
+            name: config.name.as_str().into(),
+            index: PathIndex::new(routes.iter().map(|route| &route.matching).collect::<Vec<_>>().into_iter()),
+            routes,
+            require_tls: config.require_tls,
+            rules: HeaderRules::compile(&config.headers, cx),
+            per_filter: config.per_filter.clone(),
+            include_attempt_count: config.include_request_attempt_count,
+            include_attempt_count_in_response: config.include_attempt_count_in_response,
+            virtual_clusters: config
+                .virtual_clusters
+                .iter()
+                .map(|c| (c.name.as_str().into(), c.headers.clone()))
+                .collect(),
+        }
+    }
+
+    /// The first virtual cluster that takes the request; Envoy calls the rest `other`.
+    pub fn virtual_cluster(&self, head: &RequestHead) -> Option<Arc<str>> {
+        if self.virtual_clusters.is_empty() {
+            return None;
+        }
+        let found = self.virtual_clusters.iter().find(|(_, headers)| headers.iter().all(|m| header_matches(m, head)));
+        Some(found.map_or_else(|| "other".into(), |(name, _)| name.clone()))
+    }
+
+    fn tls_redirect(&self, head: &RequestHead, context: &MatchContext<'_>) -> Option<HeaderValue> {
+        let wanted = match self.require_tls {
+            RequireTls::None => false,
+            RequireTls::All => true,
+            RequireTls::ExternalOnly => !context.is_internal,
+        };
+        let forwarded = head.headers.get(FORWARDED_PROTO).map(HeaderValue::as_bytes);
+        if !wanted || forwarded == Some(b"https") {
+            return None;
+        }
+        HeaderValue::from_bytes(&[b"https://", &head.authority[..], &head.path].concat()).ok()
+    }
+}
+
+/// True if all of the route's conditions hold.
+fn matches(matching: &RouteMatch, head: &RequestHead, path: &[u8], context: &MatchContext<'_>) -> bool {
+    let same = |a: &[u8], b: &[u8]| if matching.case_sensitive { a == b } else { a.eq_ignore_ascii_case(b) };
+    let text = || std::str::from_utf8(path).ok();
+    // CONNECT has no path: only its own matcher (or a prefix of "/" is not one) takes it.
+    let path_fits = match &matching.path {
+        PathMatch::Connect => head.is_connect() || is_connect_upgrade(head),
+        _ if head.is_connect() => false,
+        PathMatch::Prefix(prefix) => path.get(..prefix.len()).is_some_and(|start| same(start, prefix.as_bytes())),
+        PathMatch::Exact(exact) => same(path, exact.as_bytes()),
+        PathMatch::SeparatedPrefix(prefix) => {
+            path.get(..prefix.len()).is_some_and(|start| same(start, prefix.as_bytes()))
+                && path.get(prefix.len()).is_none_or(|next| *next == b'/')
+        }
+        PathMatch::Regex(regex) => text().is_some_and(|path| regex.is_match(path)),
+        PathMatch::Template(template) => text().is_some_and(|path| template.matches(path).is_some()),
+    };
+    path_fits
+        && matching.runtime_fraction.as_ref().is_none_or(|fraction| context.runtime.takes(fraction, context.random))
+        && (!matching.grpc || grpc::is_grpc(&head.headers))
+        && matching.headers.iter().all(|m| header_matches(m, head))
+        && (matching.query_parameters.is_empty() || query_matches(matching, head))
+        && matching.cookies.iter().all(|m| m.matches(cookie(&head.headers, &m.name)))
+        && matching.tls.is_none_or(|tls| tls.presented != Some(true) && tls.validated != Some(true))
+        && matching.dynamic_metadata.iter().all(|m| m.matches(|name| context.info.dynamic_metadata.get(name)))
+        && matching.filter_state.iter().all(|(key, m)| {
+            context
+                .info
+                .filter_state
+                .get(key.as_str())
+                .and_then(|v| std::str::from_utf8(&v.text).ok())
+                .is_some_and(|v| m.matches(v))
+        })
+}
+
+/// An extended CONNECT, which became GET with `upgrade` in the connection manager.
+fn is_connect_upgrade(head: &RequestHead) -> bool {
+    head.upgrade
+        .as_ref()
+        .is_some_and(|kind| kind.eq_ignore_ascii_case(b"connect-udp") || kind.eq_ignore_ascii_case(b"connect-ip"))
+}
+
+/// Tests one header, pseudo-headers included.
+pub fn header_matches(matcher: &HeaderMatcher, head: &RequestHead) -> bool {
+    let pseudo = |value: &[u8]| matcher.matches(if value.is_empty() { None } else { std::str::from_utf8(value).ok() });
+    match &matcher.key {
+        HeaderKey::Authority => pseudo(&head.authority),
+        HeaderKey::Path => pseudo(&head.path),
+        HeaderKey::Method => pseudo(head.method.as_str().as_bytes()),
+        HeaderKey::Scheme => pseudo(&head.scheme),
+        HeaderKey::Protocol => pseudo(head.upgrade.as_deref().unwrap_or_default()),
+        HeaderKey::Status => matcher.matches(None),
+        HeaderKey::Name(name) => matcher.matches(joined(&head.headers, name).as_deref()),
+    }
+}
+
+/// All values of a header as one, joined with commas.
+pub fn joined<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, str>> {
+    let mut values = headers.get_all(name).iter();
+    let first = String::from_utf8_lossy(values.next()?.as_bytes());
+    let Some(second) = values.next() else { return Some(first) };
+    let mut all = first.into_owned();
+    for value in std::iter::once(second).chain(values) {
+        all.push(',');
+        all.push_str(&String::from_utf8_lossy(value.as_bytes()));
+    }
+    Some(all.into())
+}
+
+fn query_matches(matching: &RouteMatch, head: &RequestHead) -> bool {
+    let query = query_of(&head.path);
+    matching.query_parameters.iter().all(|m| m.matches(query_parameter(query, &m.name)))
+}
+
+/// The value of a cookie, without quotes.
+pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get_all(http::header::COOKIE).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';')).find_map(
+        |pair| {
+            let (key, value) = pair.trim().split_once('=')?;
+            (key == name).then(|| value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value))
+        },
+    )
+}
+
+/// The authority without its port.
+pub fn without_port(authority: &[u8]) -> &[u8] {
+    let bracket = memchr::memrchr(b']', authority).unwrap_or(0);
+    match memchr::memrchr(b':', authority) {
+        Some(colon)
+            if colon > bracket
+                && authority[colon + 1..].iter().all(u8::is_ascii_digit)
+                && (bracket > 0 || memchr::memchr(b':', authority) == Some(colon)) =>
+        {
+            &authority[..colon]
+        }
+        _ => authority,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Address, ConnectionInfo};
+    use http::Method;
+    use std::rc::Rc;
+    use weft_control_api::envoy::config::route::v3 as pb;
+
+    fn table(domains: &[&[&str]]) -> Arc<RouteTable> {
+        let hosts = domains.iter().map(|domains| pb::VirtualHost {
+            name: domains.join(","),
+            domains: domains.iter().map(|d| d.to_string()).collect(),
+            routes: vec![pb::Route {
+                name: domains.join(","),
+                r#match: Some(pb::RouteMatch {
+                    path_specifier: Some(pb::route_match::PathSpecifier::Prefix("/".into())),
+                    ..Default::default()
+                }),
+                action: Some(pb::route::Action::NonForwardingAction(pb::NonForwardingAction {})),
+                ..Default::default()
+            }],
+            ..Default::default()
+        });
+        let mut cx = Context::new();
+        let config = config::RouteConfiguration::from_proto(
+            pb::RouteConfiguration { virtual_hosts: hosts.collect(), ..Default::default() },
+            &mut cx,
+        );
+        let (config, _) = cx.finish(config).unwrap();
+        Arc::new(RouteTable::compile(&config, &mut Names::default(), &mut Context::new()))
+    }
+
+    fn find(table: &Arc<RouteTable>, authority: &str) -> Option<String> {
+        let local = Address::Unix("".into());
+        let info = StreamInfo::new(Rc::new(ConnectionInfo::accepted(1, local.clone(), local)));
+        let mut head = RequestHead::new(Method::GET, "/");
+        head.authority = authority.to_owned().into();
+        let runtime = RuntimeSnapshot::default();
+        match table
+            .find(&head, &MatchContext { random: 0, runtime: &runtime, is_tls: false, is_internal: false, info: &info })
+        {
+            RouteOutcome::Matched(route) => Some(route.route.name.as_deref()?.to_owned()),
+            _ => None,
+        }
+    }
+
+    /// The expectations are Envoy's answers to the same configuration.
+    #[test]
+    fn domains_by_precedence() {
+        let table = table(&[
+            &["example.com"],
+            &["*.example.com"],
+            &["*.b.example.com", "*-x.example.com"],
+            &["www.*"],
+            &["www.ex*"],
+            &["*"],
+            &["www.example.com:8080", "[::1]", "UPPER.org"],
+            &["*.org"],
+        ]);
+        for (host, want) in [
+            ("EXAMPLE.com", "example.com"),
+            ("a.example.com", "*.example.com"),
+            ("a.b.example.com", "*.b.example.com,*-x.example.com"),
+            (".example.com", "*"),
+            ("q-x.example.com", "*.b.example.com,*-x.example.com"),
+            ("www.example.com", "*.example.com"),
+            ("www.example.net", "www.ex*"),
+            ("www.foo.net", "www.*"),
+            ("www.", "*"),
+            ("www.example.com:8080", "www.example.com:8080,[::1],UPPER.org"),
+            ("upper.ORG", "www.example.com:8080,[::1],UPPER.org"),
+            ("x.y.org", "*.org"),
+        ] {
+            assert_eq!(find(&table, host).as_deref(), Some(want), "{host}");
+        }
+    }
+}
