@@ -123,18 +123,13 @@ fn finish(parts: Vec<Encoded>, options: LoadOptions) -> Result<Loaded, Vec<Probl
 
 /// True if the static runtime of the bootstrap takes what is deprecated for too long.
 fn takes_all_deprecated(bootstrap: &Bootstrap) -> bool {
-    let layers = bootstrap.layered_runtime.iter().flat_map(|runtime| &runtime.layers);
+    use weft_control_api::value::Kind;
     let mut taken = false;
-    for layer in layers {
+    for layer in bootstrap.layered_runtime.iter().flat_map(|runtime| &runtime.layers) {
         if let Some(LayerSpecifier::StaticLayer(layer)) = &layer.layer_specifier
             && let Some(value) = layer.fields.get(TAKE_ALL_DEPRECATED)
         {
-            use weft_control_api::value::Kind;
-            taken = match &value.kind {
-                Some(Kind::BoolValue(value)) => *value,
-                Some(Kind::StringValue(text)) => text == "true",
-                _ => false,
-            };
+            taken = matches!(value.kind, Some(Kind::BoolValue(true)));
         }
     }
     taken
@@ -224,5 +219,21 @@ mod tests {
         assert!(load_yaml("nope: 1").is_err());
         let sources = Sources { path: None, yaml: Some("nope: 1\nnode: {also: 2}") };
         assert_eq!(load(sources, LoadOptions { allow_unknown: true }).unwrap().unknown.len(), 2);
+    }
+
+    #[test]
+    fn runtime_takes_what_is_refused_by_default() {
+        let listener = "static_resources: {listeners: [{filter_chains: [{filters: [{name: h, typed_config: {'@type': \
+            type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: p, \
+            route_config: {virtual_hosts: [{name: v, domains: ['*'], rate_limits: [{actions: [{dynamic_metadata: {descriptor_key: a, \
+            metadata_key: {key: k, path: [{key: z}]}}}]}]}]}}}]}]}]}\n";
+        let with = |value: &str| {
+            load_yaml(&format!(
+                "{listener}layered_runtime: {{layers: [{{name: s, static_layer: {{{TAKE_ALL_DEPRECATED}: {value}}}}}]}}"
+            ))
+        };
+        assert!(load_yaml(listener).unwrap_err()[0].path.ends_with("actions[0].dynamic_metadata"));
+        assert!(with("true").is_ok());
+        assert!(with("'true'").is_err() && with("false").is_err());
     }
 }

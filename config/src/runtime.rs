@@ -138,15 +138,14 @@ fn walk(key: String, value: Value, out: &mut Vec<(String, RuntimeValue)>, cx: &m
     out.push((key, value));
 }
 
-/// Text that says a bool or a number counts as one: that is how values on disk and in YAML come.
+/// Text that says a number counts as one: that is how numbers with a point come out of YAML. Text that says a bool
+/// stays text, in Envoy too.
 fn text_value(text: String) -> RuntimeValue {
-    match text.trim() {
-        "true" => RuntimeValue::Bool(true),
-        "false" => RuntimeValue::Bool(false),
-        trimmed if trimmed.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.')) => {
-            trimmed.parse().map_or(RuntimeValue::Text(text), RuntimeValue::Number)
-        }
-        _ => RuntimeValue::Text(text),
+    let trimmed = text.trim();
+    if trimmed.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.')) {
+        trimmed.parse().map_or(RuntimeValue::Text(text), RuntimeValue::Number)
+    } else {
+        RuntimeValue::Text(text)
     }
 }
 
@@ -200,7 +199,7 @@ mod tests {
         assert_eq!(
             flat,
             [
-                ("a.b".to_owned(), RuntimeValue::Bool(true)),
+                ("a.b".to_owned(), RuntimeValue::Text("true".into())),
                 ("a.c".to_owned(), RuntimeValue::Number(1.5)),
                 ("p".to_owned(), RuntimeValue::Fraction { numerator: 5, denominator: 1_000_000 }),
                 ("x.y".to_owned(), RuntimeValue::Text("text".into())),
