@@ -20,6 +20,7 @@ mod target;
 mod wire;
 
 pub use client::{ClientConnection, ClientStream, OnDone, Outcome};
+pub use details::status_of;
 pub use options::{ClientOptions, HeadLimits, HeaderKeyFormat, Http1ProtocolOptions, ServerOptions, UpgradeFilter};
 pub use server::{Closed, Responder, serve};
 
@@ -47,6 +48,8 @@ pub struct BodyReader {
     owner: Owner,
     serial: u64,
     received: Count,
+    /// Its end was seen: what comes next on the connection is another's.
+    ended: bool,
 }
 
 enum Owner {
@@ -56,11 +59,11 @@ enum Owner {
 
 impl BodyReader {
     fn downstream(shared: Rc<server::Shared>, serial: u64) -> Self {
-        Self { owner: Owner::Downstream(shared), serial, received: (0, 0) }
+        Self { owner: Owner::Downstream(shared), serial, received: (0, 0), ended: false }
     }
 
     fn upstream(shared: Rc<client::Shared>, serial: u64) -> Self {
-        Self { owner: Owner::Upstream(shared), serial, received: (0, 0) }
+        Self { owner: Owner::Upstream(shared), serial, received: (0, 0), ended: false }
     }
 
     fn exchange(&self) -> &RefCell<Exchange> {
@@ -82,15 +85,15 @@ impl BodySource for BodyReader {
         let polled = {
             let mut exchange = self.exchange().borrow_mut();
             if exchange.serial != self.serial {
-                return Poll::Ready(None);
+                return Poll::Ready((!self.ended).then(|| Err(exchange.stale())));
             }
             let polled = exchange.poll_frame(cx);
             if polled.is_pending() && matches!(self.owner, Owner::Upstream(_)) {
                 exchange.write_aside(cx);
             }
-            let received = exchange.received;
+            let (received, ended) = (exchange.received, exchange.incoming.is_end());
             drop(exchange);
-            self.received = received;
+            (self.received, self.ended) = (received, ended);
             polled
         };
         if let (Owner::Upstream(shared), true) = (&self.owner, polled.is_ready()) {
@@ -101,12 +104,12 @@ impl BodySource for BodyReader {
 
     fn is_end(&self) -> bool {
         let exchange = self.exchange().borrow();
-        exchange.serial != self.serial || (exchange.incoming.is_end() && exchange.failure.is_none())
+        if exchange.serial == self.serial { exchange.incoming.is_end() } else { self.ended }
     }
 
     fn remaining(&self) -> Option<u64> {
         let exchange = self.exchange().borrow();
-        if exchange.serial == self.serial { exchange.incoming.remaining() } else { Some(0) }
+        if exchange.serial == self.serial { exchange.incoming.remaining() } else { self.ended.then_some(0) }
     }
 }
 

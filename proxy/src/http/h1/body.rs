@@ -1,7 +1,8 @@
 //! The body of a message as it comes off the wire: by length, in chunks, until the connection closes, or raw.
 //!
 //! Sans-I/O: [`BodyDecoder::decode`] takes from the front of the read buffer, without copying.
-//! A chunk-size line must end in CRLF; a chunk's data may be followed by bare LF, as Envoy allows.
+//! A chunk-size line must end in CRLF; a chunk's data may be followed by any CRs before its LF,
+//! as Envoy allows.
 
 use super::{
     details::{BadMessage, CODEC_ERROR, HEADERS_TOO_LARGE},
@@ -11,7 +12,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 
 /// The longest chunk-size line with its extensions.
-const MAX_CHUNK_LINE: usize = 16 * 1024;
+const MAX_CHUNK_LINE: usize = 60 * 1024;
 /// The longest trailer section, and the most fields in it.
 const MAX_TRAILERS: usize = 60 * 1024;
 const MAX_TRAILER_FIELDS: usize = 100;
@@ -126,13 +127,12 @@ impl BodyDecoder {
                     self.state = if size == 0 { State::Trailers } else { State::ChunkData(size) };
                 }
                 State::ChunkEnd => {
-                    let n = match &buf[..] {
-                        [b'\n', ..] => 1,
-                        [b'\r', b'\n', ..] => 2,
-                        [b'\r'] => return Ok(None),
+                    let crs = buf.iter().take_while(|c| **c == b'\r').count();
+                    match buf.get(crs) {
+                        Some(b'\n') => buf.advance(crs + 1),
+                        None if crs < MAX_CHUNK_LINE => return Ok(None),
                         _ => return Err(CODEC_ERROR),
-                    };
-                    buf.advance(n);
+                    }
                     self.state = State::ChunkSize;
                 }
                 State::Trailers => return self.trailers(buf),
@@ -155,9 +155,9 @@ impl BodyDecoder {
         if at > MAX_TRAILERS {
             return Err(HEADERS_TOO_LARGE);
         }
-        self.state = State::Done;
         if at <= 2 {
             buf.advance(at);
+            self.state = State::Done;
             return Ok(Some(Piece::End));
         }
         let block = buf.split_to(at).freeze();
@@ -165,6 +165,7 @@ impl BodyDecoder {
         fields::parse(&block, 0, MAX_TRAILER_FIELDS, None, |name, value, _| {
             trailers.try_append(name, value).map(|_| ()).map_err(|_| HEADERS_TOO_LARGE)
         })?;
+        self.state = State::Done;
         Ok(Some(if self.keep_trailers { Piece::Trailers(trailers) } else { Piece::End }))
     }
 }

@@ -50,3 +50,12 @@ pub(super) const HEADER_TIMEOUT: BadMessage = BadMessage::new(StatusCode::REQUES
 pub(super) const STREAM_TIMEOUT: BadMessage = BadMessage::new(StatusCode::REQUEST_TIMEOUT, "stream_idle_timeout");
 /// The client went away in the middle of a head: there is nobody to answer.
 pub(super) const DISCONNECTED: BadMessage = BadMessage::bad_request("downstream_remote_disconnect");
+
+/// The status that answers a request whose body failed with these details.
+pub fn status_of(details: &str) -> StatusCode {
+    if details == HEADERS_TOO_LARGE.details || details == TOO_MANY_HEADERS.details {
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+    } else {
+        StatusCode::BAD_REQUEST
+    }
+}

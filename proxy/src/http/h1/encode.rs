@@ -75,10 +75,12 @@ impl BodyEncoder {
 }
 
 fn line(out: &mut Outbox, name: &[u8], value: &[u8]) {
-    out.text(name);
-    out.text(b": ");
-    out.text(value);
-    out.text(b"\r\n");
+    out.text_with(name.len() + value.len() + 4, |text| {
+        text.extend_from_slice(name);
+        text.extend_from_slice(b": ");
+        text.extend_from_slice(value);
+        text.extend_from_slice(b"\r\n");
+    });
 }
 
 /// Writes header lines in the configured spelling.

@@ -15,6 +15,11 @@ use crate::http::{Protocol, RequestHead, ResponseHead, message::OriginalNames};
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
+/// Room for so many headers is made at once.
+const USUAL_HEADERS: usize = 12;
+/// How many names `Connection` may have.
+const MAX_NOMINATED: usize = 9;
+
 /// Which start line to expect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -46,7 +51,8 @@ impl HeadScan {
             let skip = buf.iter().take_while(|c| request && matches!(c, b'\r' | b'\n')).count();
             buf.advance(skip);
             self.skipped += skip;
-            if buf.first().is_some_and(|c| *c <= b' ') {
+            // No response begins with anything else; why wait for the end of its line.
+            if buf.first().is_some_and(|c| if request { *c <= b' ' } else { *c != b'H' }) {
                 return Err(CODEC_ERROR);
             }
         }
@@ -117,7 +123,7 @@ fn status(word: &[u8]) -> Option<StatusCode> {
     StatusCode::from_bytes(word).ok()
 }
 
-/// The methods that are HTTP's unless custom ones are allowed: http-parser's list, as Envoy has it.
+/// The methods that are known unless custom ones are allowed: http-parser's list and QUERY, as Envoy has it.
 fn is_known_method(method: &[u8]) -> bool {
     matches!(
         method,
@@ -146,6 +152,7 @@ fn is_known_method(method: &[u8]) -> bool {
             | b"PROPFIND"
             | b"PROPPATCH"
             | b"PURGE"
+            | b"QUERY"
             | b"REBIND"
             | b"REPORT"
             | b"SEARCH"
@@ -183,7 +190,7 @@ impl Lines {
         if head[..start].iter().any(|c| is_forbidden(*c)) {
             return Err(INVALID_CHARACTERS);
         }
-        let mut lines = Self::default();
+        let mut lines = Self { headers: HeaderMap::with_capacity(USUAL_HEADERS), ..Self::default() };
         lines.size = fields::parse(head, start, limits.headers, names, |name, value, at| {
             lines.take(name, value, || head.slice(at), request)
         })?;
@@ -277,6 +284,9 @@ impl Lines {
     /// Removes the headers that `Connection` names.
     fn drop_nominated(&mut self) -> Result<(), BadMessage> {
         let Some(list) = self.connection.clone() else { return Ok(()) };
+        if tokens(&list).count() > MAX_NOMINATED {
+            return Err(CONNECTION_HEADER);
+        }
         for token in tokens(&list) {
             match token.to_ascii_lowercase().as_slice() {
                 b"close" | b"keep-alive" | b"connection" | b"upgrade" => {}

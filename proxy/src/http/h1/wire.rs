@@ -23,7 +23,7 @@ const READ_LEAST: usize = 2 * 1024;
 /// How many idle buffers a thread keeps.
 const SPARE: usize = 32;
 /// How many pieces go into one write.
-const VECTORS: usize = 32;
+const VECTORS: usize = 16;
 
 thread_local! {
     static BUFFERS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
