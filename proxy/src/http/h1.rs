@@ -21,7 +21,7 @@ mod wire;
 
 pub use client::{ClientConnection, ClientStream, OnDone, Outcome};
 pub use details::status_of;
-pub use options::{ClientOptions, HeadLimits, HeaderKeyFormat, Http1ProtocolOptions, ServerOptions, UpgradeFilter};
+pub use options::{ClientOptions, HeadLimits, HeaderKeyFormat, Http1ProtocolOptions, ServerOptions};
 pub use server::{Closed, Responder, serve};
 
 use super::{BodySource, Frame};

@@ -48,6 +48,12 @@ pub(super) struct Shared {
     users: Cell<u8>,
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.exchange.get_mut().wire.shutdown();
+    }
+}
+
 #[derive(Default)]
 struct State {
     on_done: Option<OnDone>,

@@ -361,8 +361,9 @@ pub(super) fn request(head: &[u8], limits: &HeadLimits, options: &Http1ProtocolO
         if value.eq_ignore_ascii_case(b"h2c") {
             lines.headers.remove("http2-settings");
             upgrading = false;
-        } else if options.ignore_http_11_upgrade.as_ref().is_some_and(|ignored| ignored(value)) {
-            upgrading = false;
+        } else if !options.ignore_http_11_upgrade.is_empty() {
+            let value = String::from_utf8_lossy(value);
+            upgrading = !options.ignore_http_11_upgrade.iter().any(|ignored| ignored.matches(&value));
         }
     }
     if connect {
@@ -386,7 +387,7 @@ pub(super) fn request(head: &[u8], limits: &HeadLimits, options: &Http1ProtocolO
     }
     let mut host = target.authority.or(lines.host.take());
     if host.is_none() && protocol == Protocol::Http10 && !options.default_host_for_http_10.is_empty() {
-        host = Some(options.default_host_for_http_10.clone());
+        host = Some(options.default_host_for_http_10.clone().into());
     }
     if host.as_deref().is_some_and(|host| !host.iter().all(|c| target::is_authority_char(*c) || *c == b',')) {
         return Err(INVALID_AUTHORITY.into());

@@ -178,7 +178,7 @@ fn versions() {
     assert_eq!(ask("GET / HTTP/2.0\r\nhost: a\r\n\r\n").map(|_| ()), Err(LOW_VERSION));
     let old = Http1ProtocolOptions {
         accept_http_10: true,
-        default_host_for_http_10: Bytes::from_static(b"dflt"),
+        default_host_for_http_10: "dflt".to_owned(),
         ..Default::default()
     };
     let bare = with("GET /x\r\n", &old).expect("HTTP/0.9");

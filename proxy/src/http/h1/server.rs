@@ -61,6 +61,12 @@ pub(super) struct Shared {
     facts: Cell<Facts>,
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.exchange.get_mut().wire.shutdown();
+    }
+}
+
 /// What decides how the present response is written and what comes after it.
 #[derive(Clone, Copy)]
 struct Facts {
@@ -82,7 +88,7 @@ pub async fn serve<S: StreamService + 'static>(io: Io, options: Rc<ServerOptions
     });
     let mut timer = Timer::new();
     let mut served = 0;
-    loop {
+    let closed = loop {
         let head = poll_head(&shared, &mut timer).await;
         let stream: Pin<Box<dyn Future<Output = ()>>> = match head {
             Head::Request(request) => {
@@ -102,7 +108,7 @@ pub async fn serve<S: StreamService + 'static>(io: Io, options: Rc<ServerOptions
                 if has_host {
                     Box::pin(service.serve(head, body, responder))
                 } else {
-                    if !shared.options.http1.override_stream_error_on_invalid_http_message {
+                    if shared.options.http1.override_stream_error_on_invalid_http_message != Some(true) {
                         shared.close(Closed::ProtocolError);
                     }
                     Box::pin(service.reject(bad(MISSING_HOST, Some(Box::new(head))), responder))
@@ -115,13 +121,15 @@ pub async fn serve<S: StreamService + 'static>(io: Io, options: Rc<ServerOptions
                 }
                 Box::pin(service.reject(bad(rejected.bad, rejected.head), responder))
             }
-            Head::Closed(closed) => return closed,
+            Head::Closed(closed) => break closed,
         };
         run(&shared, stream).await;
         if let Some(closed) = finish(&shared, &mut timer).await {
-            return closed;
+            break closed;
         }
-    }
+    };
+    shared.exchange.borrow_mut().wire.shutdown();
+    closed
 }
 
 fn bad(bad: BadMessage, head: Option<Box<RequestHead>>) -> BadRequest {
@@ -257,11 +265,6 @@ async fn finish(shared: &Shared, timer: &mut Timer) -> Option<Closed> {
     }
     let close = close?;
     if whole_request || facts.tunnel || shared.options.delayed_close_timeout.is_none() {
-        poll_fn(|cx| match shared.exchange.borrow_mut().wire.poll_shutdown(cx) {
-            Poll::Pending => timer.poll(cx),
-            Poll::Ready(_) => Poll::Ready(()),
-        })
-        .await;
         return Some(close);
     }
     // The client is still sending: closing now would reset the connection and might take the response with it.

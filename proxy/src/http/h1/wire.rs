@@ -11,7 +11,7 @@ use std::{
     future::Future,
     io::{self, IoSlice},
     pin::{Pin, pin},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
@@ -96,9 +96,9 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends the end of the stream.
-    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    /// Sends the end of the stream (TLS: close_notify) as far as that goes without waiting.
+    pub fn shutdown(&mut self) {
+        let _ = Pin::new(&mut self.io).poll_shutdown(&mut Context::from_waker(Waker::noop()));
     }
 
     /// Gives back what an idle connection needs not hold.
