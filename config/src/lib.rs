@@ -20,6 +20,7 @@ pub mod header_matcher;
 pub mod header_value;
 pub mod http_connection_manager;
 pub mod http_protocol_options;
+pub mod listener;
 pub mod load;
 pub mod load_balancing;
 pub mod metadata;
@@ -29,6 +30,7 @@ pub mod route;
 pub mod runtime;
 pub mod string_matcher;
 pub mod substitution_format;
+pub mod tcp_proxy;
 pub mod uri_template;
 
 pub use address::Address;
