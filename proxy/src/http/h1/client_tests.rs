@@ -67,8 +67,11 @@ fn run(test: impl AsyncFnOnce(Peer)) {
     runtime.block_on(async { tokio::time::timeout(std::time::Duration::from_secs(10), test).await.expect("in time") });
 }
 
+/// Status and body, or how it failed.
+type Answer = Result<(u16, String), (ResetReason, String)>;
+
 /// What comes of one GET that is answered by `raw`, and whether the connection may be used again.
-fn one(method: Method, raw: &str, close: bool) -> (Result<(u16, String), (ResetReason, String)>, Outcome) {
+fn one(method: Method, raw: &str, close: bool) -> (Answer, Outcome) {
     let mut result = None;
     run(async |mut peer: Peer| {
         let mut stream = peer.start();
@@ -268,5 +271,30 @@ fn a_target_that_would_split_the_request_is_refused() {
             }
         }
         assert!(peer.connection.is_closed());
+    });
+}
+
+#[test]
+fn an_idle_socket_is_watched_between_exchanges() {
+    run(async |_: Peer| {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let io = tokio::net::TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+        let (mut server, _) = listener.accept().await.expect("accepted");
+        let connection = ClientConnection::new(Io::Tcp(io), Rc::new(ClientOptions::default()));
+        for _ in 0..3 {
+            let mut stream = connection.start(Rc::new(|_, _| {})).expect("free");
+            stream.send_head(get(Method::GET), true).expect("free");
+            poll_fn(|cx| stream.poll_flush(cx)).await.expect("written");
+            let mut request = [0; 64];
+            assert!(server.read(&mut request).await.expect("a request") > 0);
+            server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.expect("open");
+            let (_, body) = response(&mut stream).await.expect("answered");
+            assert_eq!(text(body).await.expect("whole"), "ok");
+            assert!(connection.poll_idle(&mut Context::from_waker(Waker::noop())).is_pending());
+            assert_eq!(connection.0.exchange.borrow().wire.read.capacity(), 0, "no buffer while idle");
+        }
+        drop(server);
+        poll_fn(|cx| connection.poll_idle(cx)).await;
+        assert!(connection.is_closed());
     });
 }

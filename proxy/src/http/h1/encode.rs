@@ -264,10 +264,16 @@ pub(super) fn needs_close(headers: &HeaderMap, status: StatusCode, end: bool, re
         && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-/// The reason phrase; Envoy says `Unknown` where it has none.
+/// The reason phrase in Envoy's words, which are not the `http` crate's for some; `Unknown` where it has none.
 fn reason(status: StatusCode) -> &'static str {
     match status.as_u16() {
-        418 => "Unknown",
+        203 => "Non-Authoritative Information",
+        418 | 451 => "Unknown",
+        599 => "Last Unassigned Server Error Code",
         _ => status.canonical_reason().unwrap_or("Unknown"),
     }
 }
+
+#[cfg(test)]
+#[path = "encode_tests.rs"]
+mod tests;
