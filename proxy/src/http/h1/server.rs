@@ -245,14 +245,14 @@ async fn finish(shared: &Shared, timer: &mut Timer) -> Option<Closed> {
     };
     let close = facts.close.or((!complete || !whole_request || facts.tunnel).then_some(Closed::Local));
     let patience = if close.is_some() { shared.options.delayed_close_timeout } else { shared.options.idle_timeout };
-    timer.set_after(patience);
+    timer.clear();
     let flushed = poll_fn(|cx| {
         let exchange = &mut *shared.exchange.borrow_mut();
         let before = exchange.wire.written();
         match exchange.wire.poll_write(cx) {
             Poll::Ready(result) => Poll::Ready(result.is_ok()),
             Poll::Pending => {
-                if exchange.wire.written() > before {
+                if timer.deadline().is_none() || exchange.wire.written() > before {
                     timer.set_after(patience);
                 }
                 timer.poll(cx).map(|()| false)
