@@ -1,18 +1,28 @@
 //! Clusters, hosts, load balancing, pools, discovery: everything on the far side.
+//!
+//! The control thread compiles [`Cluster`]s and publishes them in a [`ClusterTable`]; each thread has its [`Upstreams`], which
+//! takes the table over and gives out streams and connections. Shared between threads are only the atomics of hosts and breakers.
 
+mod balancer;
+pub mod breakers;
+pub mod cluster;
+pub mod connect;
+mod connection;
+pub mod host;
 pub mod names;
+mod original_dst;
+mod pool;
+mod raw_stream;
+mod shared;
+pub mod stats;
+mod thread;
 
+pub use breakers::Breakers;
+pub use cluster::{Cluster, ClusterInfo, ClusterTable};
+pub use connection::{ClosedBy, UpstreamConnection};
+pub use host::{Host, HostSet, HostState};
 pub use names::{ClusterId, Names};
-
-// PLACEHOLDER-BEGIN
-pub struct ThreadCluster;
-pub struct Upstreams;
-impl Upstreams {
-    pub fn get(&self, _: ClusterId) -> Option<std::rc::Rc<ThreadCluster>> {
-        None
-    }
-    pub fn by_name(&self, _: &str) -> Option<std::rc::Rc<ThreadCluster>> {
-        None
-    }
-}
-// PLACEHOLDER-END
+pub use raw_stream::RawStream;
+pub use stats::ClusterStats;
+pub use thread::{LbContext, ProtocolChoice, StreamRequest, ThreadCluster, ThreadHost, Upstreams};
+pub use weft_config::route::Priority;

@@ -55,9 +55,18 @@ pub enum ResponseEvent {
 pub enum UpstreamStream {
     H1(super::h1::ClientStream),
     H2(super::h2::ClientStream),
+    /// The payload of a CONNECT without HTTP around it.
+    Raw(crate::upstream::RawStream),
 }
 
 macro_rules! both {
+    (UpstreamStream, $self:ident, $s:ident => $call:expr) => {
+        match $self {
+            UpstreamStream::H1($s) => $call,
+            UpstreamStream::H2($s) => $call,
+            UpstreamStream::Raw($s) => $call,
+        }
+    };
     ($t:ident, $self:ident, $s:ident => $call:expr) => {
         match $self {
             $t::H1($s) => $call,

@@ -1,0 +1,196 @@
+//! How traffic is shared between priorities, by how many of their hosts are available.
+
+use crate::upstream::host::{Health, HostSet, PrioritySet};
+
+/// The shares of one host set.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Loads {
+    /// Percent, by priority; the sum of both is 100, or 0 if nothing is available.
+    healthy: Vec<u32>,
+    degraded: Vec<u32>,
+    panic: Vec<bool>,
+}
+
+/// What of a priority is available.
+#[derive(Default)]
+struct Counted {
+    all: u64,
+    healthy: u64,
+    degraded: u64,
+    /// The same by weight, where weights decide.
+    weights: [u64; 3],
+}
+
+impl Counted {
+    fn new(set: &PrioritySet) -> Self {
+        let mut this = Self::default();
+        for host in set.hosts.iter().filter(|host| !host.is_excluded()) {
+            let weight = u64::from(host.weight);
+            this.all += 1;
+            this.weights[0] += weight;
+            match host.health() {
+                Health::Healthy => {
+                    this.healthy += 1;
+                    this.weights[1] += weight;
+                }
+                Health::Degraded => {
+                    this.degraded += 1;
+                    this.weights[2] += weight;
+                }
+                Health::Unhealthy => {}
+            }
+        }
+        this
+    }
+
+    /// Healthy and degraded availability, in percent, at most 100 each.
+    fn availability(&self, factor: u32, by_weight: bool) -> (u32, u32) {
+        let [all, healthy, degraded] = if by_weight { self.weights } else { [self.all, self.healthy, self.degraded] };
+        let percent = |part: u64| (u64::from(factor) * part).checked_div(all).unwrap_or_default().min(100) as u32;
+        (percent(healthy), percent(degraded))
+    }
+
+    fn is_panic(&self, threshold: f64) -> bool {
+        let available =
+            if self.all == 0 { 0.0 } else { 100.0 * (self.healthy + self.degraded) as f64 / self.all as f64 };
+        available < threshold
+    }
+}
+
+impl Loads {
+    /// `panic_threshold`: percent of hosts available below which health does not count; 0 turns that off.
+    pub fn new(hosts: &HostSet, panic_threshold: f64) -> Self {
+        let counted: Vec<_> = hosts.priorities.iter().map(Counted::new).collect();
+        let (healthy, degraded): (Vec<_>, Vec<_>) = counted
+            .iter()
+            .map(|c| c.availability(hosts.overprovisioning_factor, hosts.weighted_priority_health))
+            .unzip();
+        let total = healthy.iter().chain(&degraded).sum::<u32>().min(100);
+        let threshold = panic_threshold.trunc();
+        let panic =
+            counted.iter().map(|c| total != 100 && threshold > 0.0 && c.is_panic(threshold)).collect::<Vec<_>>();
+        if threshold == 0.0 && total == 0 {
+            let first = (0..counted.len()).map(|i| if i == 0 { 100 } else { 0 }).collect();
+            return Self { healthy: first, degraded: vec![0; counted.len()], panic };
+        }
+        if panic.iter().all(|panic| *panic) {
+            let sizes = hosts.priorities.iter().map(|set| set.hosts.len() as u64).collect::<Vec<_>>();
+            return Self { healthy: by_size(&sizes), degraded: vec![0; counted.len()], panic };
+        }
+        let mut left = 100;
+        let mut share = |available: &[u32]| -> Vec<u32> {
+            let share = |a: &u32| {
+                let load = left.min(a * 100 / total.max(1));
+                left -= load;
+                load
+            };
+            available.iter().map(share).collect()
+        };
+        let (mut healthy_load, mut degraded_load) = (share(&healthy), share(&degraded));
+        // What rounding left goes to the first that is available.
+        if let Some(first) = healthy.iter().position(|a| *a > 0) {
+            healthy_load[first] += left;
+        } else if let Some(first) = degraded.iter().position(|a| *a > 0) {
+            degraded_load[first] += left;
+        }
+        Self { healthy: healthy_load, degraded: degraded_load, panic }
+    }
+
+    /// The priority for `random` (0 to 99), and the health of the hosts to take there.
+    pub fn pick(&self, random: u32) -> Option<(usize, Health)> {
+        let mut sum = 0;
+        for (loads, health) in [(&self.healthy, Health::Healthy), (&self.degraded, Health::Degraded)] {
+            for (i, load) in loads.iter().enumerate() {
+                sum += load;
+                if random < sum {
+                    return Some((i, health));
+                }
+            }
+        }
+        None
+    }
+
+    pub fn is_panic(&self, priority: usize) -> bool {
+        self.panic.get(priority).copied().unwrap_or_default()
+    }
+}
+
+/// All priorities panic: each gets the share that it has of all hosts.
+fn by_size(sizes: &[u64]) -> Vec<u32> {
+    let total: u64 = sizes.iter().sum();
+    let mut loads: Vec<u32> = sizes.iter().map(|n| (100 * n).checked_div(total).unwrap_or_default() as u32).collect();
+    let left = 100 - loads.iter().sum::<u32>();
+    if let Some(first) = sizes.iter().position(|n| *n > 0) {
+        loads[first] += left;
+    }
+    loads
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::host::tests::{assignment, endpoint, rules};
+    use weft_config::endpoint::HealthStatus::{Degraded, Draining, Healthy, Unhealthy};
+
+    /// Priorities as (healthy, degraded, unhealthy) numbers of hosts.
+    fn loads(priorities: &[(usize, usize, usize)], threshold: f64) -> Loads {
+        let hosts = |(i, (healthy, degraded, unhealthy)): (usize, &(usize, usize, usize))| {
+            let kinds = [(Healthy, *healthy), (Degraded, *degraded), (Unhealthy, *unhealthy)];
+            let all = kinds.into_iter().flat_map(|(kind, n)| std::iter::repeat_n(kind, n));
+            all.enumerate().map(|(j, kind)| endpoint((i * 1000 + j) as u16, 1, kind)).collect()
+        };
+        Loads::new(
+            &HostSet::build(&assignment(priorities.iter().enumerate().map(hosts).collect()), &rules(true), None),
+            threshold,
+        )
+    }
+
+    /// Envoy's documentation of priority levels: healthy hosts of 100 in each, and the traffic each gets.
+    #[test]
+    fn documented_tables() {
+        let two = |a: usize, b: usize| loads(&[(a, 0, 100 - a), (b, 0, 100 - b)], 0.0).healthy;
+        for (a, b, want) in [
+            (100, 100, [100, 0]),
+            (72, 72, [100, 0]),
+            (71, 71, [99, 1]),
+            (50, 50, [70, 30]),
+            (25, 100, [35, 65]),
+            (25, 25, [50, 50]),
+        ] {
+            assert_eq!(two(a, b), want, "{a} {b}");
+        }
+        let three = |a, b, c| loads(&[(a, 0, 100 - a), (b, 0, 100 - b), (c, 0, 100 - c)], 0.0).healthy;
+        assert_eq!(three(25, 100, 100), [35, 65, 0]);
+        assert_eq!(three(25, 25, 100), [35, 35, 30]);
+        assert_eq!(three(25, 25, 20), [36, 36, 28]);
+    }
+
+    #[test]
+    fn degraded_hosts_take_what_healthy_ones_leave() {
+        let loads = loads(&[(25, 75, 0), (25, 0, 75)], 0.0);
+        assert_eq!((loads.healthy, loads.degraded), (vec![35, 35], vec![30, 0]));
+    }
+
+    #[test]
+    fn panic() {
+        let one = loads(&[(1, 0, 2)], 50.0);
+        assert!(one.is_panic(0));
+        assert_eq!(one.pick(99), Some((0, Health::Healthy)));
+        let off = loads(&[(0, 0, 2), (0, 0, 2)], 0.0);
+        assert_eq!((off.is_panic(0), off.pick(99)), (false, Some((0, Health::Healthy))));
+        // All in panic: by size.
+        assert_eq!(loads(&[(0, 0, 1), (0, 0, 3)], 50.0).healthy, [25, 75]);
+        // One priority is enough for all traffic: no panic anywhere.
+        let enough = loads(&[(0, 0, 4), (4, 0, 0)], 50.0);
+        assert!(!enough.is_panic(0));
+        assert_eq!(enough.healthy, [0, 100]);
+        assert_eq!(loads(&[], 50.0).pick(0), None);
+    }
+
+    #[test]
+    fn draining_hosts_do_not_count() {
+        let set = assignment(vec![vec![endpoint(1, 1, Healthy), endpoint(2, 1, Draining)]]);
+        let loads = Loads::new(&HostSet::build(&set, &rules(true), None), 60.0);
+        assert_eq!((loads.healthy, loads.panic), (vec![100], vec![false]));
+    }
+}

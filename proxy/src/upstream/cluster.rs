@@ -1,0 +1,130 @@
+//! Clusters as the control thread compiles and publishes them.
+//!
+//! Invariant: a new host set makes a new [`Cluster`] that shares its [`ClusterInfo`] by pointer; a new configuration makes
+//! a new `ClusterInfo`. Threads tell by pointer what they may keep.
+
+use super::{
+    Breakers, ClusterId, Names,
+    host::{self, HostRules, HostSet},
+};
+use crate::observe::stream_info::Metadata;
+use std::sync::Arc;
+use weft_config::{self as config, ClusterLoadAssignment, address::BindConfig, cluster::Discovery};
+
+/// A cluster with its hosts of this moment.
+#[derive(Debug)]
+pub struct Cluster {
+    pub info: Arc<ClusterInfo>,
+    pub hosts: Arc<HostSet>,
+}
+
+/// What is configured of a cluster.
+#[derive(Debug)]
+pub struct ClusterInfo {
+    pub id: ClusterId,
+    pub config: Arc<config::Cluster>,
+    /// In logs and `%UPSTREAM_CLUSTER%`: `alt_stat_name`, or the name.
+    pub observability_name: Arc<str>,
+    /// `cluster.NAME`.
+    pub stat_prefix: Arc<str>,
+    pub metadata: Option<Arc<Metadata>>,
+    pub breakers: Arc<Breakers>,
+    /// The cluster's own, or the cluster manager's.
+    pub bind: Option<Arc<BindConfig>>,
+    /// It came over CDS.
+    pub added_via_api: bool,
+    rules: HostRules,
+}
+
+impl ClusterInfo {
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+}
+
+impl Cluster {
+    /// Compiles a cluster. Its hosts are those of its own load assignment if no one has to be asked for their addresses, else
+    /// none. `bind`: the cluster manager's.
+    pub fn compile(
+        id: ClusterId,
+        config: Arc<config::Cluster>,
+        bind: Option<&Arc<BindConfig>>,
+        added_via_api: bool,
+    ) -> Arc<Self> {
+        let name = if config.alt_stat_name.is_empty() { &config.name } else { &config.alt_stat_name };
+        let rules = HostRules {
+            transport_socket: Arc::new(config.transport_socket.clone()),
+            matches: config
+                .transport_socket_matches
+                .iter()
+                .map(|rule| (rule.clone(), Arc::new(rule.transport_socket.clone())))
+                .collect(),
+            unique: !matches!(config.discovery, Discovery::Static),
+        };
+        let hosts = match config.discovery {
+            Discovery::Static => HostSet::build(&config.load_assignment, &rules, None),
+            _ => HostSet::default(),
+        };
+        let info = ClusterInfo {
+            id,
+            observability_name: name.as_str().into(),
+            stat_prefix: format!("cluster.{}", config.stat_name()).into(),
+            metadata: host::metadata(&config.metadata),
+            breakers: Arc::new(Breakers::new(&config.circuit_breakers)),
+            bind: config.upstream_bind_config.clone().map(Arc::new).or_else(|| bind.cloned()),
+            added_via_api,
+            rules,
+            config,
+        };
+        Arc::new(Self { info: Arc::new(info), hosts: Arc::new(hosts) })
+    }
+
+    /// The same cluster with the hosts that EDS or DNS found.
+    pub fn with_assignment(&self, assignment: &ClusterLoadAssignment) -> Arc<Self> {
+        let hosts = HostSet::build(assignment, &self.info.rules, Some(&self.hosts));
+        Arc::new(Self { info: self.info.clone(), hosts: Arc::new(hosts) })
+    }
+}
+
+/// All clusters of a snapshot, by number and by name.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterTable {
+    clusters: Vec<Option<Arc<Cluster>>>,
+    names: Arc<Names>,
+}
+
+impl ClusterTable {
+    /// `names` gave the clusters their numbers.
+    pub fn new(clusters: impl IntoIterator<Item = Arc<Cluster>>, names: Arc<Names>) -> Self {
+        let mut table = Self { clusters: Vec::new(), names };
+        for cluster in clusters {
+            let index = cluster.info.id.0 as usize;
+            if table.clusters.len() <= index {
+                table.clusters.resize(index + 1, None);
+            }
+            table.clusters[index] = Some(cluster);
+        }
+        table
+    }
+
+    pub fn get(&self, id: ClusterId) -> Option<&Arc<Cluster>> {
+        self.clusters.get(id.0 as usize)?.as_ref()
+    }
+
+    pub fn by_name(&self, name: &str) -> Option<&Arc<Cluster>> {
+        self.get(self.names.get(name)?)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.clusters.iter().flatten()
+    }
+
+    pub(super) fn names(&self) -> &Arc<Names> {
+        &self.names
+    }
+
+    /// One more than the largest number.
+    pub(super) fn len(&self) -> usize {
+        self.clusters.len()
+    }
+}

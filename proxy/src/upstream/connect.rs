@@ -1,0 +1,126 @@
+//! Making connections to hosts: sockets, their options, where they are bound, the PROXY header.
+//!
+//! Called by the pools and for TCP, through [`Connect`], so that tests put their own ends in place of sockets.
+
+mod proxy_protocol;
+mod socket;
+
+use super::host::Host;
+use crate::{
+    base::{Address, ConnectionInfo, ResetReason},
+    transport::Io,
+};
+use std::{borrow::Cow, future::Future, io, pin::Pin, rc::Rc, sync::Arc};
+use tokio::{io::AsyncWriteExt, net::UnixStream};
+use weft_config::{
+    address::{BindConfig, TcpKeepalive},
+    cluster::TransportSocket,
+};
+
+/// What to connect to, and how.
+pub struct Target {
+    pub host: Arc<Host>,
+    pub bind: Option<Arc<BindConfig>>,
+    pub keepalive: Option<TcpKeepalive>,
+    /// On whose behalf, where that is told to the host.
+    pub downstream: Option<Rc<ConnectionInfo>>,
+}
+
+/// A connection that is made.
+pub struct Connected {
+    pub io: Io,
+    pub local: Option<Address>,
+    pub remote: Option<Address>,
+}
+
+/// A connection that could not be made.
+#[derive(Debug)]
+pub struct ConnectError {
+    pub reason: ResetReason,
+    /// Envoy's transport failure reason.
+    pub details: Cow<'static, str>,
+    /// The socket could not be bound.
+    pub bind: bool,
+}
+
+pub type Connecting = Pin<Box<dyn Future<Output = Result<Connected, ConnectError>>>>;
+
+/// Makes connections. Knows no timeout: whoever calls drops the future.
+pub trait Connect {
+    fn connect(&self, target: Target) -> Connecting;
+}
+
+/// Connects by sockets.
+pub struct Sockets;
+
+impl Connect for Sockets {
+    fn connect(&self, target: Target) -> Connecting {
+        Box::pin(connect(target))
+    }
+}
+
+async fn connect(target: Target) -> Result<Connected, ConnectError> {
+    let mut result = one(&target, &target.host.address).await;
+    for address in &target.host.additional_addresses {
+        if result.is_ok() {
+            break;
+        }
+        result = one(&target, address).await;
+    }
+    let mut connected = result?;
+    let mut transport = &*target.host.transport_socket;
+    while let TransportSocket::ProxyProtocol(proxy) = transport {
+        let header = proxy_protocol::header(proxy, target.downstream.as_deref());
+        connected.io.write_all(&header).await.map_err(|e| delayed(&e))?;
+        transport = &proxy.inner;
+    }
+    Ok(connected)
+}
+
+async fn one(target: &Target, address: &Address) -> Result<Connected, ConnectError> {
+    match address {
+        Address::Ip(address) => {
+            let stream = socket::connect(*address, target.bind.as_deref(), target.keepalive).await?;
+            Ok(Connected {
+                local: stream.local_addr().ok().map(Address::from),
+                remote: Some(Address::from(*address)),
+                io: Io::Tcp(stream),
+            })
+        }
+        Address::Unix(path) => {
+            // tokio takes a leading NUL for the abstract namespace.
+            let name = path.strip_prefix('@').map_or_else(|| path.to_string(), |name| format!("\0{name}"));
+            let stream = UnixStream::connect(name).await.map_err(|e| immediate(&e))?;
+            Ok(Connected { local: None, remote: Some(address.clone()), io: Io::Unix(stream) })
+        }
+        Address::Internal { .. } => Err(ConnectError {
+            reason: ResetReason::LocalConnectionFailure,
+            details: "internal listeners cannot be connected to".into(),
+            bind: false,
+        }),
+    }
+}
+
+/// The system's words for an error.
+fn words(e: &io::Error) -> String {
+    let text = e.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
+/// The attempt was under way when it failed.
+fn delayed(e: &io::Error) -> ConnectError {
+    ConnectError {
+        reason: ResetReason::RemoteConnectionFailure,
+        details: format!("delayed connect error: {}", words(e)).into(),
+        bind: false,
+    }
+}
+
+/// The attempt could not even begin.
+fn immediate(e: &io::Error) -> ConnectError {
+    ConnectError {
+        reason: ResetReason::RemoteConnectionFailure,
+        details: format!("immediate connect error: {}", words(e)).into(),
+        bind: false,
+    }
+}

@@ -1,0 +1,246 @@
+//! Hosts as all threads see them, and the sets that discovery makes of them.
+//!
+//! Made on the control thread, immutable but for the atomics in [`HostState`]. Invariant: an endpoint that stays keeps its
+//! state, and keeps its very [`Host`] if nothing about it changed.
+
+use crate::{base::Address, observe::stream_info::Metadata};
+use foldhash::{HashMap, HashSet};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64},
+};
+use weft_config::{
+    ClusterLoadAssignment,
+    address::Address as ConfigAddress,
+    cluster::{TransportSocket, TransportSocketMatch},
+    endpoint::{HealthStatus, LbEndpoint, Locality},
+};
+
+/// One endpoint of a cluster.
+#[derive(Debug)]
+pub struct Host {
+    pub address: Address,
+    /// Tried in turn when the first one cannot be connected to.
+    pub additional_addresses: Vec<Address>,
+    /// For `auto_host_rewrite`; may be empty.
+    pub hostname: Arc<str>,
+    pub metadata: Option<Arc<Metadata>>,
+    pub locality: Arc<Locality>,
+    pub priority: u32,
+    /// At least 1.
+    pub weight: u32,
+    /// What EDS says of its health.
+    pub eds_health: HealthStatus,
+    pub transport_socket: Arc<TransportSocket>,
+    pub state: Arc<HostState>,
+}
+
+/// What outlives changes of an endpoint's weight, health and metadata.
+#[derive(Debug, Default)]
+pub struct HostState {
+    pub cx_active: AtomicU32,
+    pub cx_total: AtomicU64,
+    pub cx_connect_fail: AtomicU64,
+    pub rq_active: AtomicU32,
+    pub rq_total: AtomicU64,
+    pub rq_success: AtomicU64,
+    pub rq_error: AtomicU64,
+    pub rq_timeout: AtomicU64,
+}
+
+/// How a host counts in load balancing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    Healthy,
+    Degraded,
+    Unhealthy,
+}
+
+impl Host {
+    pub fn health(&self) -> Health {
+        match self.eds_health {
+            HealthStatus::Unknown | HealthStatus::Healthy => Health::Healthy,
+            HealthStatus::Degraded => Health::Degraded,
+            HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout => Health::Unhealthy,
+        }
+    }
+
+    /// Hosts that do not count when the share of available hosts is computed.
+    pub fn is_excluded(&self) -> bool {
+        self.eds_health == HealthStatus::Draining
+    }
+
+    /// `canary: true` in the metadata `envoy.lb`.
+    pub fn is_canary(&self) -> bool {
+        let canary = self.metadata.as_ref().and_then(|m| m.get("envoy.lb")?.get("canary"));
+        canary.and_then(serde_json::Value::as_bool).unwrap_or_default()
+    }
+
+    fn is_as(&self, other: &Self) -> bool {
+        let Self {
+            address,
+            additional_addresses,
+            hostname,
+            metadata,
+            locality,
+            priority,
+            weight,
+            eds_health,
+            transport_socket,
+            state,
+        } = self;
+        Arc::ptr_eq(state, &other.state)
+            && *address == other.address
+            && *additional_addresses == other.additional_addresses
+            && *hostname == other.hostname
+            && *metadata == other.metadata
+            && *locality == other.locality
+            && *priority == other.priority
+            && *weight == other.weight
+            && *eds_health == other.eds_health
+            && *transport_socket == other.transport_socket
+    }
+}
+
+/// The hosts of a cluster, by priority.
+#[derive(Debug, Default)]
+pub struct HostSet {
+    /// By priority; without gaps.
+    pub priorities: Vec<PrioritySet>,
+    /// Percent.
+    pub overprovisioning_factor: u32,
+    pub weighted_priority_health: bool,
+}
+
+/// The hosts of one priority.
+#[derive(Debug, Default)]
+pub struct PrioritySet {
+    /// All, in the order in which they were given.
+    pub hosts: Vec<Arc<Host>>,
+    pub localities: Vec<LocalityHosts>,
+}
+
+/// The hosts of one locality within a priority.
+#[derive(Debug)]
+pub struct LocalityHosts {
+    pub locality: Arc<Locality>,
+    /// 0: none was given.
+    pub weight: u32,
+    /// Indices into the priority's hosts.
+    pub hosts: Vec<u32>,
+}
+
+/// The parts of a cluster's configuration that shape its hosts.
+#[derive(Debug)]
+pub struct HostRules {
+    pub transport_socket: Arc<TransportSocket>,
+    pub matches: Vec<(TransportSocketMatch, Arc<TransportSocket>)>,
+    /// An address counts once, at its first place. Not so in clusters of type STATIC.
+    pub unique: bool,
+}
+
+impl HostSet {
+    /// The hosts of an assignment whose addresses are all resolved; those that `before` had too keep their state.
+    pub fn build(assignment: &ClusterLoadAssignment, rules: &HostRules, before: Option<&HostSet>) -> Self {
+        let mut known = HashMap::<&Address, Vec<&Arc<Host>>>::default();
+        for host in before.into_iter().flat_map(HostSet::hosts) {
+            known.entry(&host.address).or_default().push(host);
+        }
+        let mut set = Self {
+            priorities: Vec::new(),
+            overprovisioning_factor: assignment.policy.overprovisioning_factor,
+            weighted_priority_health: assignment.policy.weighted_priority_health,
+        };
+        let mut seen = HashSet::default();
+        for group in &assignment.localities {
+            let priority = group.priority as usize;
+            if set.priorities.len() <= priority {
+                set.priorities.resize_with(priority + 1, PrioritySet::default);
+            }
+            let in_priority = &mut set.priorities[priority];
+            let locality = Arc::new(group.locality.clone());
+            let mut indices = Vec::with_capacity(group.endpoints.len());
+            for endpoint in &group.endpoints {
+                let Some(address) = resolved(&endpoint.address) else { continue };
+                if rules.unique && !seen.insert(address.clone()) {
+                    continue;
+                }
+                indices.push(in_priority.hosts.len() as u32);
+                let host = Host::new(endpoint, address, locality.clone(), group, rules);
+                in_priority.hosts.push(host.or_known(&mut known));
+            }
+            match in_priority.localities.iter_mut().find(|l| *l.locality == *locality) {
+                Some(there) => there.hosts.extend(indices),
+                None => in_priority.localities.push(LocalityHosts {
+                    locality,
+                    weight: group.load_balancing_weight.unwrap_or_default(),
+                    hosts: indices,
+                }),
+            }
+        }
+        set
+    }
+
+    /// All hosts, the highest priority first.
+    pub fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
+        self.priorities.iter().flat_map(|priority| &priority.hosts)
+    }
+}
+
+impl Host {
+    fn new(
+        endpoint: &LbEndpoint,
+        address: Address,
+        locality: Arc<Locality>,
+        group: &weft_config::endpoint::LocalityLbEndpoints,
+        rules: &HostRules,
+    ) -> Self {
+        let matched =
+            rules.matches.iter().find(|(rule, _)| rule.takes(&endpoint.metadata) || rule.takes(&group.metadata));
+        Self {
+            additional_addresses: endpoint.additional_addresses.iter().filter_map(resolved).collect(),
+            hostname: endpoint.hostname.as_str().into(),
+            metadata: metadata(&endpoint.metadata),
+            locality,
+            priority: group.priority,
+            weight: endpoint.load_balancing_weight,
+            eds_health: endpoint.health_status,
+            transport_socket: matched.map_or(&rules.transport_socket, |(_, socket)| socket).clone(),
+            state: Arc::default(),
+            address,
+        }
+    }
+
+    /// The host that is known by this address, or this one with the state of the known one.
+    fn or_known(mut self, known: &mut HashMap<&Address, Vec<&Arc<Host>>>) -> Arc<Self> {
+        let same = known.get_mut(&self.address).filter(|list| !list.is_empty()).map(|list| list.remove(0));
+        let Some(same) = same else { return Arc::new(self) };
+        // Connections to it were made in another way: it is a different host.
+        if self.transport_socket == same.transport_socket {
+            self.state = same.state.clone();
+        }
+        if self.is_as(same) { same.clone() } else { Arc::new(self) }
+    }
+}
+
+/// Metadata as streams carry it.
+pub(super) fn metadata(config: &weft_config::metadata::Metadata) -> Option<Arc<Metadata>> {
+    let values = config.iter().map(|(name, values)| (name.as_str().into(), values.clone()));
+    (!config.is_empty()).then(|| Arc::new(values.collect()))
+}
+
+/// The address, if it needs no DNS.
+fn resolved(address: &ConfigAddress) -> Option<Address> {
+    Some(match address {
+        ConfigAddress::Socket(socket) => socket.ip()?.into(),
+        ConfigAddress::Pipe(pipe) => Address::Unix(pipe.path.as_str().into()),
+        ConfigAddress::Internal(internal) => Address::Internal {
+            listener: internal.server_listener_name.as_str().into(),
+            endpoint_id: internal.endpoint_id.as_str().into(),
+        },
+    })
+}
+
+#[cfg(test)]
+#[path = "host_tests.rs"]
+pub(super) mod tests;

@@ -1,0 +1,168 @@
+//! What a cluster's hosts, pools and connections on one thread share.
+
+use super::{
+    cluster::ClusterInfo,
+    connect::{Connect, ConnectError, Connected, Target},
+    connection::Tally,
+    host::Host,
+    stats::ClusterStats,
+};
+use crate::{
+    base::{ConnectionInfo, ResetReason, Side, StreamError},
+    http::{h1, h2},
+    observe::stats::Registry,
+};
+use std::{cell::OnceCell, rc::Rc, sync::Arc, sync::atomic::Ordering::Relaxed};
+use weft_config::{
+    http_protocol_options::{self as config, CommonHttpProtocolOptions, UpstreamProtocol},
+    route::Priority,
+};
+
+/// What all clusters of a thread have in common.
+pub(super) struct Context {
+    pub registry: Registry,
+    pub connector: Rc<dyn Connect>,
+    /// The control thread: its stats show before there was any traffic.
+    pub is_control: bool,
+}
+
+/// One cluster's configuration, stats and options on one thread.
+pub(super) struct Shared {
+    pub info: Arc<ClusterInfo>,
+    pub context: Rc<Context>,
+    stats: OnceCell<Arc<ClusterStats>>,
+    http1: OnceCell<Rc<h1::ClientOptions>>,
+    http2: OnceCell<Rc<h2::ClientOptions>>,
+}
+
+impl Shared {
+    /// `stats`: of the cluster's earlier configuration, which go on.
+    pub fn new(info: Arc<ClusterInfo>, context: Rc<Context>, stats: Option<Arc<ClusterStats>>) -> Rc<Self> {
+        let stats = stats.map(OnceCell::from).unwrap_or_default();
+        Rc::new(Self { info, context, stats, http1: OnceCell::new(), http2: OnceCell::new() })
+    }
+
+    pub fn stats(&self) -> &Arc<ClusterStats> {
+        self.stats.get_or_init(|| self.context.registry.attach(&self.info.stat_prefix))
+    }
+
+    /// The stats, if anything was counted yet.
+    pub fn stats_if_used(&self) -> Option<&Arc<ClusterStats>> {
+        self.stats.get()
+    }
+
+    pub fn common(&self) -> &CommonHttpProtocolOptions {
+        &self.info.config.http.common
+    }
+
+    pub fn http1(&self) -> &Rc<h1::ClientOptions> {
+        self.http1.get_or_init(|| {
+            let default = config::Http1ProtocolOptions::default();
+            let options = match &self.info.config.http.protocol {
+                UpstreamProtocol::Http1(http1)
+                | UpstreamProtocol::UseDownstream { http1, .. }
+                | UpstreamProtocol::Auto { http1, .. } => http1,
+                UpstreamProtocol::Http2(_) => &default,
+            };
+            let common = self.common();
+            Rc::new(h1::ClientOptions {
+                http1: options.clone(),
+                limits: h1::HeadLimits {
+                    // Envoy's default for HTTP/1 responses.
+                    bytes: common.max_response_headers_kb.unwrap_or(80) as usize * 1024,
+                    headers: common.max_headers_count as usize,
+                },
+                buffer_limit: self.info.config.per_connection_buffer_limit_bytes as usize,
+            })
+        })
+    }
+
+    pub fn http2(&self) -> &Rc<h2::ClientOptions> {
+        self.http2.get_or_init(|| {
+            let default = config::Http2ProtocolOptions::default();
+            let options = match &self.info.config.http.protocol {
+                UpstreamProtocol::Http2(http2)
+                | UpstreamProtocol::UseDownstream { http2: Some(http2), .. }
+                | UpstreamProtocol::Auto { http2, .. } => http2,
+                UpstreamProtocol::Http1(_) | UpstreamProtocol::UseDownstream { http2: None, .. } => &default,
+            };
+            let common = self.common();
+            Rc::new(h2::ClientOptions {
+                http2: http2_options(options),
+                max_response_headers_kb: common.max_response_headers_kb.unwrap_or(60),
+                max_headers_count: common.max_headers_count,
+                stats: self.context.registry.attach(&format!("{}.http2", self.info.stat_prefix)),
+            })
+        })
+    }
+
+    /// Takes a connection's place with the breakers. `needed`: without this one nothing would ever be served.
+    pub fn may_connect(&self, host: &Host, priority: Priority, needed: bool) -> bool {
+        let breakers = &self.info.breakers;
+        let connections = &breakers.of(priority).connections;
+        let per_host = breakers.per_host_max_connections;
+        let host_is_full = per_host.is_some_and(|most| host.state.cx_active.load(Relaxed) >= most);
+        if !host_is_full && connections.try_take() {
+            return true;
+        }
+        self.stats().upstream_cx_overflow.inc();
+        if needed {
+            connections.take();
+        }
+        needed
+    }
+
+    /// Connects to `host` within the connect timeout.
+    pub async fn connect(
+        &self,
+        host: Arc<Host>,
+        downstream: Option<Rc<ConnectionInfo>>,
+        tally: &Tally,
+    ) -> Result<Connected, StreamError> {
+        let config = &self.info.config;
+        let target = Target { host, bind: self.info.bind.clone(), keepalive: config.tcp_keepalive, downstream };
+        let connecting = self.context.connector.connect(target);
+        match tokio::time::timeout(config.connect_timeout, connecting).await {
+            Ok(Ok(connected)) => {
+                tally.connected();
+                Ok(connected)
+            }
+            Ok(Err(ConnectError { reason, details, bind })) => {
+                tally.failed();
+                if bind {
+                    self.stats().bind_errors.inc();
+                }
+                Err(StreamError::new(Side::Upstream, reason, details).retry_safe())
+            }
+            Err(_) => {
+                tally.failed();
+                self.stats().upstream_cx_connect_timeout.inc();
+                Err(StreamError::new(Side::Upstream, ResetReason::ConnectionTimeout, "").retry_safe())
+            }
+        }
+    }
+}
+
+fn http2_options(p: &config::Http2ProtocolOptions) -> h2::Http2Options {
+    let default = h2::Http2Options::default();
+    h2::Http2Options {
+        hpack_table_size: p.hpack_table_size,
+        max_concurrent_streams: p.max_concurrent_streams,
+        initial_stream_window_size: p.initial_stream_window_size,
+        initial_connection_window_size: p.initial_connection_window_size,
+        allow_connect: p.allow_connect,
+        max_consecutive_inbound_frames_with_empty_payload: p.max_consecutive_inbound_frames_with_empty_payload,
+        max_inbound_priority_frames_per_stream: p.max_inbound_priority_frames_per_stream,
+        max_inbound_window_update_frames_per_data_frame_sent: p.max_inbound_window_update_frames_per_data_frame_sent,
+        stream_reset_burst: p.stream_reset_burst.unwrap_or(default.stream_reset_burst),
+        stream_reset_rate: p.stream_reset_rate.unwrap_or(default.stream_reset_rate),
+        stream_error_on_invalid_http_message: p.override_stream_error_on_invalid_http_message.unwrap_or_default(),
+        custom_settings_parameters: p.custom_settings_parameters.clone(),
+        connection_keepalive: p.connection_keepalive.as_ref().map(|k| h2::Keepalive {
+            interval: k.interval,
+            timeout: k.timeout,
+            interval_jitter: k.interval_jitter,
+            connection_idle_interval: k.connection_idle_interval,
+        }),
+    }
+}

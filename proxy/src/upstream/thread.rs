@@ -1,0 +1,462 @@
+//! The upstream side of one thread: its clusters, their hosts, the way to a stream.
+//!
+//! Each worker has one [`Upstreams`], and the control thread, whose own streams (xDS) go the same way. Invariant: a cluster whose
+//! configuration is unchanged keeps its pools and its place in round robin when its hosts change.
+
+use super::{
+    ClusterId, Names,
+    balancer::Balancer,
+    cluster::{Cluster, ClusterInfo, ClusterTable},
+    connect::{Connect, Sockets},
+    connection::{Tally, UpstreamConnection},
+    host::{Health, Host, HostSet},
+    original_dst::OriginalDstHosts,
+    pool::{self, Opened, PoolKey, Pools},
+    shared::{Context, Shared},
+    stats::{BreakerStats, ClusterStats},
+};
+use crate::{
+    base::{Address, ConnectionInfo, StreamError},
+    http::{Protocol, RequestHead},
+    observe::{
+        stats::Registry,
+        stream_info::{Metadata, StreamInfo},
+    },
+    transport::Io,
+};
+use foldhash::{HashMap, HashSet};
+use http::HeaderMap;
+use std::{
+    cell::RefCell,
+    future::Future,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+use weft_config::{
+    cluster::{Discovery, TransportSocket},
+    http_protocol_options::UpstreamProtocol,
+    route::Priority,
+};
+
+/// All clusters as one thread has them.
+pub struct Upstreams {
+    context: Rc<Context>,
+    clusters: RefCell<Vec<Option<Rc<ThreadCluster>>>>,
+    names: RefCell<Arc<Names>>,
+}
+
+impl Upstreams {
+    /// `is_control`: for the control thread, which shows the stats of clusters that were not used yet.
+    pub fn new(registry: Registry, is_control: bool) -> Rc<Self> {
+        Self::with_connector(registry, is_control, Rc::new(Sockets))
+    }
+
+    /// The same with another way to make connections.
+    pub fn with_connector(registry: Registry, is_control: bool, connector: Rc<dyn Connect>) -> Rc<Self> {
+        let context = Rc::new(Context { registry, connector, is_control });
+        Rc::new(Self { context, clusters: RefCell::default(), names: RefCell::default() })
+    }
+
+    /// Takes over a snapshot's clusters: keeps what stayed, drains what went.
+    pub fn apply(&self, table: &ClusterTable) {
+        *self.names.borrow_mut() = table.names().clone();
+        let before = self.clusters.take();
+        let mut after = Vec::with_capacity(table.len());
+        for index in 0..table.len().max(before.len()) {
+            let old = before.get(index).and_then(Option::as_ref);
+            let new = table.get(ClusterId(index as u32));
+            after.push(match (old, new) {
+                (None, None) => None,
+                (Some(old), Some(new)) if Arc::ptr_eq(&old.shared.info, &new.info) => {
+                    old.update(new);
+                    Some(old.clone())
+                }
+                (old, Some(new)) => {
+                    let next = ThreadCluster::new(new, &self.context, old.map(|old| &**old));
+                    if let Some(old) = old {
+                        old.retire(next.info().stat_prefix != old.info().stat_prefix);
+                    }
+                    Some(next)
+                }
+                (Some(old), None) => {
+                    old.retire(true);
+                    None
+                }
+            });
+        }
+        *self.clusters.borrow_mut() = after;
+    }
+
+    pub fn get(&self, id: ClusterId) -> Option<Rc<ThreadCluster>> {
+        self.clusters.borrow().get(id.0 as usize)?.clone()
+    }
+
+    /// For names that come with requests.
+    pub fn by_name(&self, name: &str) -> Option<Rc<ThreadCluster>> {
+        let id = self.names.borrow().get(name)?;
+        self.get(id)
+    }
+
+    /// All clusters, in the order of their numbers.
+    pub fn clusters(&self) -> Vec<Rc<ThreadCluster>> {
+        self.clusters.borrow().iter().flatten().cloned().collect()
+    }
+}
+
+/// One cluster as one thread has it.
+pub struct ThreadCluster {
+    shared: Rc<Shared>,
+    cluster: RefCell<Arc<Cluster>>,
+    balancer: RefCell<Balancer>,
+    /// By priority and index in it; made when first picked.
+    hosts: RefCell<Vec<Vec<Option<Rc<ThreadHost>>>>>,
+    original_dst: Option<Rc<OriginalDstHosts>>,
+    breaker_stats: Option<Arc<BreakerStats>>,
+}
+
+/// One host as one thread has it.
+pub struct ThreadHost {
+    host: Arc<Host>,
+    pools: Rc<Pools>,
+}
+
+/// What a pick may depend on.
+#[derive(Clone, Copy, Default)]
+pub struct LbContext<'a> {
+    pub connection: Option<&'a Rc<ConnectionInfo>>,
+    pub request: Option<&'a RequestHead>,
+    pub dynamic_metadata: Option<&'a Metadata>,
+}
+
+/// What a stream is wanted for.
+pub struct StreamRequest {
+    pub downstream_protocol: Protocol,
+    pub priority: Priority,
+    pub protocol: ProtocolChoice,
+    /// The client's connection, if there is one.
+    pub connection: Option<Rc<ConnectionInfo>>,
+}
+
+/// How the host is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProtocolChoice {
+    /// HTTP, in the version that the cluster says.
+    Http,
+    /// The payload of a CONNECT, bare.
+    Tcp,
+}
+
+impl ThreadCluster {
+    fn new(cluster: &Arc<Cluster>, context: &Rc<Context>, before: Option<&Self>) -> Rc<Self> {
+        let before = before.filter(|old| old.info().stat_prefix == cluster.info.stat_prefix);
+        let stats = before.and_then(|old| old.shared.stats_if_used().cloned());
+        let shared = Shared::new(cluster.info.clone(), context.clone(), stats);
+        let breaker_stats = context.is_control.then(|| {
+            let stats = before.and_then(|old| old.breaker_stats.clone());
+            let stats = stats.unwrap_or_else(|| context.registry.attach(&cluster.info.stat_prefix));
+            stats.set(cluster.info.breakers.clone());
+            stats
+        });
+        let config = &cluster.info.config;
+        let original_dst = match &config.discovery {
+            Discovery::OriginalDst(rules) => Some(OriginalDstHosts::new(rules.clone(), shared.clone())),
+            _ => None,
+        };
+        let this = Self {
+            balancer: RefCell::new(Balancer::new(&config.load_balancing, cluster.hosts.clone(), fastrand::Rng::new())),
+            hosts: RefCell::new(vacant(&cluster.hosts)),
+            cluster: RefCell::new(cluster.clone()),
+            shared,
+            original_dst,
+            breaker_stats,
+        };
+        if context.is_control {
+            this.show_membership(&cluster.hosts);
+        }
+        Rc::new(this)
+    }
+
+    /// Takes over the hosts of `next`, which has the same configuration.
+    fn update(&self, next: &Arc<Cluster>) {
+        let before = self.cluster.replace(next.clone());
+        if Arc::ptr_eq(&before.hosts, &next.hosts) {
+            return;
+        }
+        let config = &self.shared.info.config.load_balancing;
+        let balancer = self.balancer.borrow().with_hosts(config, next.hosts.clone());
+        *self.balancer.borrow_mut() = balancer;
+        let mut known: HashMap<_, _> = self
+            .hosts
+            .take()
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|host| (Arc::as_ptr(&host.host.state), host))
+            .collect();
+        let mut hosts = vacant(&next.hosts);
+        for (set, seats) in next.hosts.priorities.iter().zip(&mut hosts) {
+            for (host, seat) in set.hosts.iter().zip(seats) {
+                *seat = known.remove(&Arc::as_ptr(&host.state)).map(|there| there.now(host));
+            }
+        }
+        *self.hosts.borrow_mut() = hosts;
+        known.values().for_each(|gone| gone.pools.retire());
+        let states = |set: &HostSet| set.hosts().map(|host| Arc::as_ptr(&host.state)).collect::<HashSet<_>>();
+        let changed = states(&before.hosts) != states(&next.hosts);
+        if changed && config.close_connections_on_host_set_change {
+            self.hosts.borrow().iter().flatten().flatten().for_each(|host| host.pools.drain());
+        }
+        if self.shared.context.is_control {
+            if changed {
+                self.stats().membership_change.inc();
+            }
+            self.show_membership(&next.hosts);
+        }
+    }
+
+    fn show_membership(&self, hosts: &HostSet) {
+        let stats = self.stats();
+        let count = |health| hosts.hosts().filter(|host| host.health() == health).count() as u64;
+        stats.membership_total.set(hosts.hosts().count() as u64);
+        stats.membership_healthy.set(count(Health::Healthy));
+        stats.membership_degraded.set(count(Health::Degraded));
+        stats.membership_excluded.set(hosts.hosts().filter(|host| host.is_excluded()).count() as u64);
+        stats.max_host_weight.set(hosts.hosts().map(|host| host.weight).max().unwrap_or_default().into());
+    }
+
+    /// The cluster is gone, or has another configuration.
+    fn retire(&self, forget_stats: bool) {
+        self.hosts.take().iter().flatten().flatten().for_each(|host| host.pools.retire());
+        if let Some(hosts) = &self.original_dst {
+            hosts.retire();
+        }
+        if forget_stats && self.shared.context.is_control {
+            self.shared.context.registry.detach(&self.shared.info.stat_prefix);
+            self.shared.context.registry.detach(&format!("{}.http2", self.shared.info.stat_prefix));
+        }
+    }
+
+    pub fn info(&self) -> &Arc<ClusterInfo> {
+        &self.shared.info
+    }
+
+    /// This thread's part of the cluster's stats.
+    pub fn stats(&self) -> &ClusterStats {
+        self.shared.stats()
+    }
+
+    /// The hosts of this moment.
+    pub fn host_set(&self) -> Arc<HostSet> {
+        self.cluster.borrow().hosts.clone()
+    }
+
+    /// The host for the next request or connection.
+    pub fn choose_host(&self, context: &LbContext<'_>) -> Option<Rc<ThreadHost>> {
+        let chosen = match &self.original_dst {
+            Some(hosts) => hosts.choose(context),
+            None => self.picked(),
+        };
+        if chosen.is_none() {
+            self.stats().upstream_cx_none_healthy.inc();
+        }
+        chosen
+    }
+
+    fn picked(&self) -> Option<Rc<ThreadHost>> {
+        let picked = self.balancer.borrow().pick()?;
+        if picked.panic {
+            self.stats().lb_healthy_panic.inc();
+        }
+        let mut hosts = self.hosts.borrow_mut();
+        let seat = hosts.get_mut(picked.priority)?.get_mut(picked.index)?;
+        if let Some(host) = seat {
+            return Some(host.clone());
+        }
+        let cluster = self.cluster.borrow();
+        let host = cluster.hosts.priorities.get(picked.priority)?.hosts.get(picked.index)?;
+        Some(seat.insert(ThreadHost::new(host.clone(), self.shared.clone())).clone())
+    }
+
+    /// A stream to `host`; waits for a connection if none is free. Dropping the future gives the wait up.
+    pub fn http_stream(
+        &self,
+        host: &Rc<ThreadHost>,
+        wanted: StreamRequest,
+    ) -> impl Future<Output = Result<Opened, StreamError>> + use<> {
+        let StreamRequest { downstream_protocol, priority, protocol, connection } = wanted;
+        let config = &self.shared.info.config;
+        let http2 = match &config.http.protocol {
+            UpstreamProtocol::Http1(_) | UpstreamProtocol::Auto { .. } => false,
+            UpstreamProtocol::Http2(_) => true,
+            UpstreamProtocol::UseDownstream { http2, .. } => http2.is_some() && downstream_protocol == Protocol::Http2,
+        };
+        // A PROXY header speaks for one client's connection only.
+        let tells_client = *host.host.transport_socket != TransportSocket::RawBuffer;
+        let own_pool = tells_client || config.connection_pool_per_downstream_connection;
+        let key = PoolKey {
+            protocol: if http2 { pool::Protocol::Http2 } else { pool::Protocol::Http1 },
+            priority,
+            downstream: connection.as_ref().filter(|_| own_pool).map(|connection| connection.id),
+        };
+        let raw = (protocol == ProtocolChoice::Tcp).then(|| (self.shared.clone(), host.clone()));
+        let pooled = raw.is_none().then(|| host.pools.open(key, connection.clone().filter(|_| tells_client)));
+        async move {
+            match (raw, pooled) {
+                (Some((shared, host)), _) => {
+                    let (io, connection) = tcp_connect(&shared, &host, connection, priority).await?;
+                    Ok((super::raw_stream::open(io, connection.clone()), connection))
+                }
+                (None, Some(pooled)) => pooled.await,
+                (None, None) => Err(pool::overflow()),
+            }
+        }
+    }
+
+    /// A connection of its own to `host`.
+    pub fn tcp_connect(
+        &self,
+        host: &Rc<ThreadHost>,
+        context: &LbContext<'_>,
+    ) -> impl Future<Output = Result<(Io, Rc<UpstreamConnection>), StreamError>> + use<> {
+        let (shared, host, connection) = (self.shared.clone(), host.clone(), context.connection.cloned());
+        async move { tcp_connect(&shared, &host, connection, Priority::Default).await }
+    }
+
+    /// Counts a response's code. `internal`: the request came with `x-envoy-internal`; `detailed`: the router is to
+    /// count at all (`dynamic_stats`).
+    pub fn count_response(&self, info: &StreamInfo, status: u16, headers: &HeaderMap, detailed: bool, internal: bool) {
+        if !detailed || info.is_health_check {
+            return;
+        }
+        self.count_code(status, internal);
+        if headers.get("x-envoy-upstream-canary").is_some_and(|v| v == "true") {
+            self.stats().canary_upstream_rq.inc(status);
+        }
+    }
+
+    /// Counts the code of an answer that the router gave in the upstream's place.
+    pub fn count_local(&self, status: u16, detailed: bool, internal: bool) {
+        if detailed {
+            self.count_code(status, internal);
+        }
+    }
+
+    fn count_code(&self, status: u16, internal: bool) {
+        let stats = self.stats();
+        stats.upstream_rq.inc(status);
+        if internal { &stats.internal_upstream_rq } else { &stats.external_upstream_rq }.inc(status);
+    }
+
+    /// Counts how long a request took, from its end to the end of the response.
+    pub fn count_time(&self, took: Duration, internal: bool) {
+        let (stats, took) = (self.stats(), took.as_millis() as u64);
+        stats.upstream_rq_time.record(took);
+        if internal { &stats.internal_upstream_rq_time } else { &stats.external_upstream_rq_time }.record(took);
+    }
+
+    /// The same for a mirrored request.
+    pub fn count_shadow_response(&self, status: u16) {
+        self.count_code(status, true);
+    }
+}
+
+async fn tcp_connect(
+    shared: &Rc<Shared>,
+    host: &Rc<ThreadHost>,
+    downstream: Option<Rc<ConnectionInfo>>,
+    priority: Priority,
+) -> Result<(Io, Rc<UpstreamConnection>), StreamError> {
+    let stats = shared.stats();
+    let breakers = shared.info.breakers.of(priority);
+    if !breakers.pending_requests.try_take() {
+        stats.upstream_rq_pending_overflow.inc();
+        return Err(pool::overflow());
+    }
+    stats.upstream_rq_pending_total.inc();
+    stats.upstream_rq_pending_active.inc();
+    let mut pending = Pending { shared, priority, cancelled: true };
+    let target = host.pools.host.borrow().clone();
+    if !shared.may_connect(&target, priority, false) {
+        pending.cancelled = false;
+        return Err(pool::overflow());
+    }
+    let tally = Tally::begin(shared.clone(), target.state.clone(), priority);
+    let result = shared.connect(target, downstream, &tally).await;
+    pending.cancelled = false;
+    match result {
+        Ok(connected) => {
+            tally.is_request();
+            let connection = UpstreamConnection::new(tally, connected.local, connected.remote, None);
+            connection.stream_starts();
+            Ok((connected.io, connection))
+        }
+        Err(error) => {
+            stats.upstream_rq_pending_failure_eject.inc();
+            Err(error)
+        }
+    }
+}
+
+/// A connection that is waited for counts as a pending request.
+struct Pending<'a> {
+    shared: &'a Rc<Shared>,
+    priority: Priority,
+    cancelled: bool,
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        let stats = self.shared.stats();
+        self.shared.info.breakers.of(self.priority).pending_requests.release();
+        stats.upstream_rq_pending_active.dec();
+        if self.cancelled {
+            stats.upstream_rq_cancelled.inc();
+        }
+    }
+}
+
+/// Seats for all hosts, none of which was picked yet.
+fn vacant(hosts: &HostSet) -> Vec<Vec<Option<Rc<ThreadHost>>>> {
+    hosts.priorities.iter().map(|set| vec![None; set.hosts.len()]).collect()
+}
+
+impl ThreadHost {
+    pub(super) fn new(host: Arc<Host>, shared: Rc<Shared>) -> Rc<Self> {
+        Rc::new(Self { pools: Pools::new(shared, host.clone()), host })
+    }
+
+    /// The same host with what is new about it.
+    fn now(self: Rc<Self>, host: &Arc<Host>) -> Rc<Self> {
+        if Arc::ptr_eq(&self.host, host) {
+            return self;
+        }
+        *self.pools.host.borrow_mut() = host.clone();
+        Rc::new(Self { host: host.clone(), pools: self.pools.clone() })
+    }
+
+    pub(super) fn pools(&self) -> &Rc<Pools> {
+        &self.pools
+    }
+
+    pub fn address(&self) -> &Address {
+        &self.host.address
+    }
+
+    /// The host as all threads share it.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// Counts a response, or a local one in its place, for the host.
+    pub fn count_response(&self, status: u16) {
+        let state = &self.host.state;
+        if status >= 500 { &state.rq_error } else { &state.rq_success }.fetch_add(1, Relaxed);
+    }
+}
+
+impl Drop for ThreadCluster {
+    fn drop(&mut self) {
+        self.hosts.get_mut().iter().flatten().flatten().for_each(|host| host.pools.retire());
+    }
+}
