@@ -1,9 +1,25 @@
-//! Which HTTP version a downstream connection speaks: `codec_type: AUTO`.
+//! Which HTTP version a downstream connection speaks (`codec_type: AUTO`), and its codec from there on. The connection
+//! manager calls [`serve`].
 
-use crate::transport::Io;
-use bytes::{Bytes, BytesMut};
-use std::io;
-use tokio::io::AsyncReadExt;
+use super::{
+    StreamService,
+    h1::{self, Closed},
+    h2,
+};
+use crate::{
+    base::{Drain, Timer},
+    transport::Io,
+};
+use bytes::BytesMut;
+use std::{
+    future::poll_fn,
+    io,
+    mem::MaybeUninit,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+use tokio::io::{AsyncRead, ReadBuf};
 
 /// What HTTP/2's client preface begins with, and no HTTP/1 request does.
 const PREFACE: &[u8] = b"PRI * HTTP/2";
@@ -24,18 +40,100 @@ pub fn by_alpn(alpn: &[u8]) -> Option<Codec> {
     }
 }
 
-/// Reads the connection's first bytes until they tell the codec; they come first out of the connection returned.
-/// A connection that ends before is left to HTTP/1.
-pub async fn detect(mut io: Io) -> io::Result<(Codec, Io)> {
-    let mut read = BytesMut::with_capacity(64);
-    let codec = loop {
-        match by_preface(&read) {
-            Some(codec) => break codec,
-            None if io.read_buf(&mut read).await? == 0 => break Codec::Http1,
-            None => {}
-        }
+/// What happens to a downstream connection beside its streams; for the connection manager's stats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionEvent {
+    /// The codec is known; the first event.
+    Codec(Codec),
+    /// No streams for the idle timeout.
+    IdleTimeout,
+    /// The connection's longest duration is over.
+    MaxDuration,
+    /// It served as many requests as it may.
+    MaxRequests,
+    /// The peer spoke no acceptable HTTP; the connection ends.
+    ProtocolError,
+}
+
+/// Both codecs' options, for one connection manager.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    pub h1: Rc<h1::ServerOptions>,
+    pub h2: Rc<h2::ServerOptions>,
+}
+
+/// Serves one connection to its end with `codec`, or with the one that its first bytes tell.
+pub async fn serve<S: StreamService + 'static>(
+    mut io: Io,
+    codec: Option<Codec>,
+    options: ServerOptions,
+    service: S,
+    drain: Drain,
+    event: impl Fn(ConnectionEvent),
+) {
+    let codec = match codec {
+        Some(codec) => codec,
+        None => match first_bytes(&mut io, &options, &drain).await {
+            Detected::Codec(codec) => codec,
+            Detected::Idle => return event(ConnectionEvent::IdleTimeout),
+            Detected::Gone => return,
+        },
     };
-    Ok((codec, io.with_prefix(Bytes::from(read))))
+    event(ConnectionEvent::Codec(codec));
+    match codec {
+        Codec::Http2 => h2::server::serve(io, options.h2, service, drain, event).await,
+        Codec::Http1 => match h1::serve(io, options.h1, service, drain).await {
+            Closed::IdleTimeout => event(ConnectionEvent::IdleTimeout),
+            Closed::MaxDuration => event(ConnectionEvent::MaxDuration),
+            Closed::MaxRequests => event(ConnectionEvent::MaxRequests),
+            Closed::ProtocolError => event(ConnectionEvent::ProtocolError),
+            Closed::Remote | Closed::Drained | Closed::Local => {}
+        },
+    }
+}
+
+/// What came of waiting for the first bytes.
+enum Detected {
+    Codec(Codec),
+    Idle,
+    Gone,
+}
+
+/// Waits for the first bytes, for as long as an idle connection may wait. While draining it does not wait: the
+/// codec of HTTP/1 knows when to let go.
+async fn first_bytes(io: &mut Io, options: &ServerOptions, drain: &Drain) -> Detected {
+    let mut drain = drain.watch();
+    let mut idle = Timer::new();
+    idle.set_after(options.h1.idle_timeout);
+    let mut read = BytesMut::with_capacity(64);
+    let detected = poll_fn(|cx| {
+        if let Poll::Ready(detected) = poll_detect(io, &mut read, cx) {
+            return Poll::Ready(detected.map_or(Detected::Gone, Detected::Codec));
+        }
+        if drain.poll(cx).is_ready() {
+            return Poll::Ready(Detected::Codec(Codec::Http1));
+        }
+        idle.poll(cx).map(|()| Detected::Idle)
+    })
+    .await;
+    io.put_back(read.freeze());
+    detected
+}
+
+/// Reads into `read` until it tells the codec. A connection that ends before is left to HTTP/1.
+fn poll_detect(io: &mut Io, read: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<Codec>> {
+    loop {
+        if let Some(codec) = by_preface(read) {
+            return Poll::Ready(Ok(codec));
+        }
+        let mut space = [MaybeUninit::uninit(); 64];
+        let mut buf = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut *io).poll_read(cx, &mut buf))?;
+        if buf.filled().is_empty() {
+            return Poll::Ready(Ok(Codec::Http1));
+        }
+        read.extend_from_slice(buf.filled());
+    }
 }
 
 /// Decides as early as one byte differs; `None` if more are needed.
@@ -71,9 +169,12 @@ mod tests {
         let mut client = client;
         tokio::io::AsyncWriteExt::write_all(&mut client, b"PRI * HTTP/2.0\r\n\r\nSM").await.expect("open");
         drop(client);
-        let (codec, mut io) = detect(Io::Boxed(Box::new(server))).await.expect("readable");
+        let options = ServerOptions { h1: Rc::default(), h2: Rc::default() };
+        let mut io = Io::Boxed(Box::new(server));
+        let detected = first_bytes(&mut io, &options, &Drain::new()).await;
         let mut all = Vec::new();
-        io.read_to_end(&mut all).await.expect("readable");
-        assert_eq!((codec, &all[..]), (Codec::Http2, &b"PRI * HTTP/2.0\r\n\r\nSM"[..]));
+        tokio::io::AsyncReadExt::read_to_end(&mut io, &mut all).await.expect("readable");
+        assert!(matches!(detected, Detected::Codec(Codec::Http2)));
+        assert_eq!(all, b"PRI * HTTP/2.0\r\n\r\nSM");
     }
 }

@@ -32,6 +32,14 @@ impl Io {
         if prefix.is_empty() { self } else { Self::Prefixed(prefix, Box::new(self)) }
     }
 
+    /// The same in place.
+    pub fn put_back(&mut self, prefix: Bytes) {
+        if !prefix.is_empty() {
+            let inner = std::mem::replace(self, Self::Boxed(Box::new(tokio::io::empty())));
+            *self = inner.with_prefix(prefix);
+        }
+    }
+
     /// Ready when a read would not wait; a hint, as readiness is everywhere.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {

@@ -150,6 +150,6 @@ impl Http2Options {
     /// Bytes of a header list, as the crate counts them, from which it refuses on its own, and in a way that is not
     /// Envoy's. Our own limit comes well before, except for heads that are far too large.
     pub(super) fn crate_header_list_size(max_headers_kb: u32, max_headers_count: u32) -> u32 {
-        max_headers_kb.saturating_mul(2048).saturating_add(max_headers_count.saturating_mul(32)).min(1 << 26)
+        max_headers_kb.saturating_mul(4096).saturating_add(max_headers_count.saturating_mul(32)).min(1 << 26)
     }
 }

@@ -14,8 +14,8 @@ use super::{
     wire::{PendingReset, Wire, WireIo},
 };
 use crate::{
-    base::{ResetReason, Timer, drain::DrainWatch},
-    http::{BadRequest, Body, RequestHead, StreamService, service},
+    base::{Drain, ResetReason, Timer, drain::DrainWatch},
+    http::{BadRequest, Body, RequestHead, StreamService, codec::ConnectionEvent, service},
     transport::Io,
 };
 use foldhash::{HashSet, HashSetExt};
@@ -36,23 +36,12 @@ use std::{
 /// How many streams are remembered after they were served.
 const RECENT: usize = 16;
 
-/// What happens to a connection beside its streams; for the connection manager's stats.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectionEvent {
-    /// No streams for the idle timeout.
-    IdleTimeout,
-    /// The connection's longest duration is over.
-    MaxDuration,
-    /// The peer spoke no valid HTTP/2; the connection ends.
-    ProtocolError,
-}
-
 /// Serves one connection to its end. `event` is called when something happens to the connection as a whole.
 pub async fn serve<S: StreamService>(
     io: Io,
     options: Rc<ServerOptions>,
     service: S,
-    drain: DrainWatch,
+    drain: Drain,
     event: impl Fn(ConnectionEvent),
 ) {
     let http2 = &options.http2;
@@ -66,7 +55,7 @@ pub async fn serve<S: StreamService>(
     };
     let linger = match handshake {
         Ok(Ok(h2)) => {
-            let mut connection = Connection::new(h2, wire.clone(), options.clone(), drain, &event);
+            let mut connection = Connection::new(h2, wire.clone(), options.clone(), drain.watch(), &event);
             let serve = |request, body, responder| Either::Left(service.serve(request, body, responder));
             let reject = |bad, responder| Either::Right(service.reject(bad, responder));
             connection.run(serve, reject).await
@@ -260,7 +249,8 @@ impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
         self.active.insert(id);
         self.idle.clear();
         self.accepted += 1;
-        if self.options.max_requests_per_connection.is_some_and(|max| self.accepted >= u64::from(max)) {
+        if self.options.max_requests_per_connection.is_some_and(|max| self.accepted == u64::from(max)) {
+            (self.event)(ConnectionEvent::MaxRequests);
             self.wire.request_drain();
         }
         let (parts, recv) = request.into_parts();

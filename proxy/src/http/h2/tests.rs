@@ -1,6 +1,6 @@
 //! Both sides against each other, over a pipe.
 
-use super::{client::ClientEvents, server::ConnectionEvent, *};
+use super::{client::ClientEvents, *};
 use crate::{
     base::{Drain, ResetReason, StreamError},
     http::{
@@ -140,8 +140,8 @@ impl World {
         let (near, far) = tokio::io::duplex(16 * 1024);
         let (toy, drain, events) = (Toy::default(), Drain::new(), Rc::new(Events::default()));
         let server_options = Rc::new(ServerOptions { delayed_close_timeout: None, ..server });
-        let (options, watch, service) = (server_options.clone(), drain.watch(), toy.clone());
-        spawn_local(server::serve(Io::Boxed(Box::new(far)), options, service, watch, |_: ConnectionEvent| {}));
+        let (options, drained, service) = (server_options.clone(), drain.clone(), toy.clone());
+        spawn_local(server::serve(Io::Boxed(Box::new(far)), options, service, drained, |_| {}));
         let (client, driver) =
             ClientConnection::handshake(Io::Boxed(Box::new(near)), Rc::new(client), events.clone()).await.expect("up");
         spawn_local(driver);

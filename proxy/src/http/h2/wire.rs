@@ -32,7 +32,7 @@ const HEAD: usize = 9;
 /// The crate's PING that asks whether the first GOAWAY arrived.
 const SHUTDOWN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
 /// Request heads that are read before the server accepted some of them.
-const HEADS_AT_ONCE: u32 = 32;
+const HEADS_AT_ONCE: u32 = 8;
 
 mod kind {
     pub const DATA: u8 = 0;
@@ -80,6 +80,8 @@ struct Inner {
     settings: Option<Bytes>,
     inject: Bytes,
     insert: BytesMut,
+    /// The peer sent a frame whose length is wrong for its kind.
+    wrong_length: bool,
     hold_resets: bool,
     held: Vec<(u32, u32)>,
     /// Streams whose resets are ours and go out as they are.
@@ -105,6 +107,21 @@ impl FrameHead {
             kind: b[3],
             flags: b[4],
             stream: u32::from_be_bytes([b[5] & 0x7f, b[6], b[7], b[8]]),
+        }
+    }
+}
+
+impl FrameHead {
+    /// False if frames of this kind have another length.
+    fn length_fits(self) -> bool {
+        match self.kind {
+            kind::PRIORITY => self.length == 5,
+            kind::RST_STREAM | kind::WINDOW_UPDATE => self.length == 4,
+            kind::SETTINGS if self.flags & ACK != 0 => self.length == 0,
+            kind::SETTINGS => self.length.is_multiple_of(6),
+            kind::PING => self.length == 8,
+            kind::GOAWAY => self.length >= 8,
+            _ => true,
         }
     }
 }
@@ -255,6 +272,7 @@ impl Wire {
                 settings: Some(settings_frame(&options.settings(client))),
                 inject: Bytes::new(),
                 insert: BytesMut::new(),
+                wrong_length: false,
                 hold_resets: !client,
                 held: Vec::new(),
                 ours: Vec::new(),
@@ -453,11 +471,15 @@ impl Wire {
             self.paused.set(true);
             return Poll::Pending;
         }
-        let Inner { io, input, inject, budget, .. } = &mut *self.inner.borrow_mut();
+        let Inner { io, input, inject, budget, wrong_length, .. } = &mut *self.inner.borrow_mut();
+        let mut received = |frame: FrameHead, payload: Option<&[u8; 8]>| {
+            *wrong_length |= !frame.length_fits();
+            self.received(budget, frame, payload);
+        };
         if inject.is_empty() {
             let before = buf.filled().len();
             ready!(Pin::new(io).poll_read(cx, buf))?;
-            input.feed(&buf.filled()[before..], |frame, payload| self.received(budget, frame, payload));
+            input.feed(&buf.filled()[before..], &mut received);
         } else if input.at_boundary() {
             let n = inject.len().min(buf.remaining());
             buf.put_slice(&inject.split_to(n));
@@ -467,7 +489,7 @@ impl Wire {
             let limit = input.wanted().min(space.len()).min(buf.remaining());
             let mut part = ReadBuf::new(&mut space[..limit]);
             ready!(Pin::new(io).poll_read(cx, &mut part))?;
-            input.feed(part.filled(), |frame, payload| self.received(budget, frame, payload));
+            input.feed(part.filled(), &mut received);
             buf.put_slice(part.filled());
         }
         if self.killed.get() {
@@ -558,6 +580,10 @@ impl Inner {
                 kind::PING if frame.flags & ACK == 0 => {
                     copy_at(bufs, at + HEAD, &mut payload) && payload == SHUTDOWN_PING
                 }
+                // The crate calls every malformed frame a PROTOCOL_ERROR.
+                kind::GOAWAY => {
+                    self.wrong_length && copy_at(bufs, at + HEAD, &mut payload) && payload[4..] == [0, 0, 0, 1]
+                }
                 kind::RST_STREAM if self.hold_resets => {
                     let mut code = [0; 4];
                     copy_at(bufs, at + HEAD, &mut code)
@@ -578,6 +604,15 @@ impl Inner {
     fn cut(&mut self, bufs: &[IoSlice<'_>], frame: FrameHead) -> usize {
         match frame.kind {
             kind::SETTINGS => self.insert.extend(self.settings.take().unwrap_or_default()),
+            kind::GOAWAY => {
+                let mut goaway = vec![0; HEAD + frame.length];
+                copy_at(bufs, 0, &mut goaway);
+                if let Some(code) = goaway.get_mut(HEAD + 4..HEAD + 8) {
+                    code.copy_from_slice(&u32::from(Reason::FRAME_SIZE_ERROR).to_be_bytes());
+                }
+                self.wrong_length = false;
+                self.insert.extend(goaway);
+            }
             kind::RST_STREAM => {
                 let mut code = [0; 4];
                 copy_at(bufs, HEAD, &mut code);
