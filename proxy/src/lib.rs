@@ -4,7 +4,10 @@
 //! server, admin, snapshot, listener, network, http, filters, route, upstream, transport, observe, base.
 
 pub mod base;
+pub mod filters;
 pub mod http;
+pub mod listener;
+pub mod network;
 pub mod observe;
 pub mod route;
 pub mod server;

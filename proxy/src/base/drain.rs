@@ -15,6 +15,8 @@ struct State {
     draining: Cell<bool>,
     wakers: RefCell<slab::Slab<Waker>>,
     children: RefCell<Vec<std::rc::Weak<State>>>,
+    cut: Cell<bool>,
+    cut_wakers: RefCell<slab::Slab<Waker>>,
 }
 
 /// One waiter's seat; keep it for as long as the drain is of interest.
@@ -54,6 +56,33 @@ impl Drain {
         self.0.draining.get()
     }
 
+    /// Cuts what is left `after` from now: [`Drain::cut`] then returns for everybody who waits for it.
+    pub fn cut_after(self, after: std::time::Duration) {
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(after).await;
+            self.0.cut.set(true);
+            let wakers = std::mem::take(&mut *self.0.cut_wakers.borrow_mut());
+            wakers.into_iter().for_each(|(_, waker)| waker.wake());
+        });
+    }
+
+    /// Waits until what still goes on is to be cut.
+    pub async fn cut(&self) {
+        let mut seat = CutSeat { state: &self.0, key: None };
+        std::future::poll_fn(|cx| {
+            if seat.state.cut.get() {
+                return Poll::Ready(());
+            }
+            let mut wakers = seat.state.cut_wakers.borrow_mut();
+            match seat.key.and_then(|key| wakers.get_mut(key)) {
+                Some(waker) => waker.clone_from(cx.waker()),
+                None => seat.key = Some(wakers.insert(cx.waker().clone())),
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
     pub fn watch(&self) -> DrainWatch {
         DrainWatch { drain: self.clone(), key: None }
     }
@@ -82,6 +111,19 @@ impl Drop for DrainWatch {
     fn drop(&mut self) {
         if let Some(key) = self.key.filter(|_| !self.drain.is_draining()) {
             self.drain.0.wakers.borrow_mut().try_remove(key);
+        }
+    }
+}
+
+struct CutSeat<'a> {
+    state: &'a State,
+    key: Option<usize>,
+}
+
+impl Drop for CutSeat<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.filter(|_| !self.state.cut.get()) {
+            self.state.cut_wakers.borrow_mut().try_remove(key);
         }
     }
 }

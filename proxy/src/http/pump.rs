@@ -104,6 +104,12 @@ impl Pump {
         self.source.is_end() || self.state != State::Moving || self.replay.as_ref().is_some_and(|r| r.is_whole)
     }
 
+    /// The head said already that there is no body.
+    pub fn finish_empty(&mut self) {
+        self.state = State::Done;
+        self.tees.drain(..).for_each(|mut tee| tee(TeeFrame::End));
+    }
+
     pub fn is_done(&self) -> bool {
         self.state == State::Done
     }

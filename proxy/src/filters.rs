@@ -1,0 +1,121 @@
+//! HTTP filters: the trait, the table, and one file or folder for each filter.
+//!
+//! Adding a filter is its file and one line in [`TABLE`]. A filter that does not apply to a stream says so when it is
+//! created and costs nothing after that.
+
+use crate::http::{Body, ResponseHead, stream::Stream};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use std::{any::Any as StdAny, future::Future, pin::Pin, sync::Arc};
+use weft_config::Context;
+use weft_control_api::Any;
+
+pub mod router;
+
+/// What a filter wants after a hook.
+pub enum Action {
+    /// On to the next filter.
+    Continue,
+    /// This is the answer; no filter further on and no upstream sees the request.
+    Reply(LocalReply),
+    /// Wait for the future; it then decides, with the stream at hand.
+    Await(Pin<Box<dyn Future<Output = Resume>>>),
+}
+
+/// What a filter does with the stream once what it waited for is there.
+pub type Resume = Box<dyn FnOnce(&mut Stream) -> Action>;
+
+/// An answer that this proxy gives by itself.
+#[derive(Debug, Default)]
+pub struct LocalReply {
+    pub status: StatusCode,
+    pub body: Bytes,
+    /// `%RESPONSE_CODE_DETAILS%`.
+    pub details: &'static str,
+    /// Set on the response, over what is there.
+    pub headers: HeaderMap,
+    /// In answers to gRPC requests, in place of the status's own mapping.
+    pub grpc_status: Option<u32>,
+    /// The router gives it: the route's response header rules hold for it.
+    pub by_router: bool,
+}
+
+impl LocalReply {
+    pub fn new(status: StatusCode, body: impl Into<Bytes>, details: &'static str) -> Self {
+        Self { status, body: body.into(), details, headers: HeaderMap::new(), grpc_status: None, by_router: false }
+    }
+
+    /// The same, given by the router.
+    pub fn by_router(mut self) -> Self {
+        self.by_router = true;
+        self
+    }
+}
+
+/// A filter's compiled configuration, shared by all workers.
+pub trait FilterConfig: Send + Sync {
+    /// The filter for one stream, or `None` if it does not apply to it. `route` is the most specific per-route
+    /// configuration, as [`FilterFactory::parse_route`] made it.
+    fn create(&self, stream: &Stream, route: Option<&RouteFilterConfig>) -> Option<Box<dyn HttpFilter>>;
+
+    /// True for the one filter that answers what no other did; it must be the last.
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+/// A compiled per-route configuration; its filter downcasts it.
+pub type RouteFilterConfig = Arc<dyn StdAny + Send + Sync>;
+
+/// One filter on one stream. Request hooks run in the order of the configuration, response hooks in reverse.
+pub trait HttpFilter {
+    /// The request head is there. `end`: there is no body.
+    fn on_request(&mut self, _stream: &mut Stream, _end: bool) -> Action {
+        Action::Continue
+    }
+
+    /// Lets the filter look at, change or hold back the request body.
+    fn request_body(&mut self, body: Body) -> Body {
+        body
+    }
+
+    /// The response head is there, local replies included.
+    fn on_response(&mut self, _stream: &mut Stream, _head: &mut ResponseHead, _end: bool) -> Action {
+        Action::Continue
+    }
+
+    /// Lets the filter look at, change or hold back the response body.
+    fn response_body(&mut self, body: Body) -> Body {
+        body
+    }
+
+    /// The stream is over.
+    fn on_end(&mut self, _stream: &Stream) {}
+}
+
+/// How a filter's configuration is read.
+pub struct FilterFactory {
+    /// Envoy's canonical name.
+    pub name: &'static str,
+    /// Full name of the configuration's message type.
+    pub type_name: &'static str,
+    /// Reads the configuration.
+    pub parse: fn(&Any, &mut Context) -> Option<Arc<dyn FilterConfig>>,
+    /// Full name of the per-route configuration's message type, if there is one, and its reader.
+    pub route: Option<(&'static str, fn(&Any, &mut Context) -> Option<RouteFilterConfig>)>,
+}
+
+/// Every filter there is.
+pub const TABLE: &[FilterFactory] = &[router::FACTORY];
+
+/// The factory for a configuration of type `type_url`.
+pub fn by_type(type_url: &str) -> Option<&'static FilterFactory> {
+    let type_name = type_url.rsplit('/').next()?;
+    TABLE.iter().find(|factory| factory.type_name == type_name)
+}
+
+/// The factory whose per-route configuration is of type `type_url`.
+pub fn by_route_type(type_url: &str) -> Option<&'static FilterFactory> {
+    let type_name = type_url.rsplit('/').next()?;
+    TABLE.iter().find(|factory| factory.route.is_some_and(|(name, _)| name == type_name))
+}

@@ -1,0 +1,110 @@
+//! One downstream HTTP connection: what its streams share, and the seam that the codecs call.
+
+use super::{
+    BadRequest, Body, Protocol, RequestHead, StreamService,
+    connection_manager::{ConnectionManager, Routes},
+    service::Responder,
+    stats::{ConnectionManagerStats, ListenerHttpStats},
+    stream,
+    thread::Thread,
+};
+use crate::{
+    base::{ConnectionInfo, Drain},
+    observe::{StreamInfo, stream_info::Metadata},
+    route::RouteTable,
+};
+use std::{cell::Cell, future::Future, rc::Rc, sync::Arc};
+
+/// A downstream connection of a connection manager.
+pub struct HttpConnection {
+    pub thread: Rc<Thread>,
+    pub manager: Arc<ConnectionManager>,
+    pub info: Rc<ConnectionInfo>,
+    pub stats: Arc<ConnectionManagerStats>,
+    pub listener_stats: Arc<ListenerHttpStats>,
+    pub drain: Drain,
+    /// What listener filters found; every stream begins with it.
+    pub dynamic_metadata: Metadata,
+    /// Streams that have not ended.
+    pub active: Cell<u32>,
+    told_of_drain: Cell<bool>,
+}
+
+/// The service that codecs call: cheap to clone.
+#[derive(Clone)]
+pub struct Service(pub Rc<HttpConnection>);
+
+impl StreamService for Service {
+    fn serve(&self, request: RequestHead, body: Body, responder: Responder) -> impl Future<Output = ()> + use<> {
+        stream::serve(self.0.clone(), request, body, responder)
+    }
+
+    fn reject(&self, bad: BadRequest, responder: Responder) -> impl Future<Output = ()> + use<> {
+        stream::reject(self.0.clone(), bad, responder)
+    }
+}
+
+impl HttpConnection {
+    pub fn new(
+        thread: Rc<Thread>,
+        manager: Arc<ConnectionManager>,
+        info: Rc<ConnectionInfo>,
+        stats: Arc<ConnectionManagerStats>,
+        listener_stats: Arc<ListenerHttpStats>,
+        drain: Drain,
+        dynamic_metadata: Metadata,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            thread,
+            manager,
+            info,
+            stats,
+            listener_stats,
+            drain,
+            dynamic_metadata,
+            active: Cell::new(0),
+            told_of_drain: Cell::new(false),
+        })
+    }
+
+    /// The route table of this moment; a stream keeps the one that it began with.
+    pub fn route_table(&self) -> Option<Arc<RouteTable>> {
+        match &self.manager.routes {
+            Routes::Inline(table) => Some(table.clone()),
+            Routes::Rds(slot) => self.thread.route_table(*slot),
+        }
+    }
+
+    pub fn begin_stream(&self, protocol: Protocol) {
+        self.active.set(self.active.get() + 1);
+        let stats = &self.stats;
+        stats.downstream_rq_total.inc();
+        stats.downstream_rq_active.inc();
+        if protocol == Protocol::Http2 { &stats.downstream_rq_http2_total } else { &stats.downstream_rq_http1_total }
+            .inc();
+    }
+
+    /// True if the server or listener drains, so that this response is the connection's last.
+    pub fn should_close_after_response(&self) -> bool {
+        let drains = self.drain.is_draining() || self.thread.drain_close();
+        if drains && !self.told_of_drain.replace(true) {
+            self.stats.downstream_cx_drain_close.inc();
+            self.drain.start();
+        }
+        drains
+    }
+
+    /// Counts a response once its head goes out.
+    pub fn count_response(&self, code: u16, info: &StreamInfo) {
+        if !info.is_health_check {
+            self.stats.downstream_rq.inc(code);
+            self.listener_stats.downstream_rq.inc(code);
+        }
+    }
+
+    pub fn end_stream(&self, info: &StreamInfo) {
+        self.active.set(self.active.get() - 1);
+        self.stats.downstream_rq_active.dec();
+        self.stats.downstream_rq_time.record(info.start.elapsed().as_millis() as u64);
+    }
+}

@@ -1,0 +1,183 @@
+//! The HTTP connection manager's compiled configuration, shared by all workers. [`super::connection`] is one
+//! connection's part of it.
+
+use super::{
+    header_rules::{HeaderRules, Mutations},
+    local_reply::{BodyFormat, LocalReplyRules, Mapper},
+    response_headers::ResponseRules,
+    stream::Stream,
+    thread::RouteSlot,
+};
+use crate::{
+    filters::{self, FilterConfig, HttpFilter, RouteFilterConfig, router, router::Router},
+    observe::{
+        access_log::{AccessLogs, LogFilter, LogWriter},
+        format::Format,
+        stream_info::Metadata,
+    },
+    route::RouteTable,
+};
+use http::{HeaderValue, StatusCode};
+use std::sync::Arc;
+use weft_config::{
+    Context,
+    http_connection_manager::{self as config, HttpConnectionManager},
+    substitution_format::SubstitutionFormatString,
+};
+
+/// Where a connection manager finds its routes.
+pub enum Routes {
+    Inline(Arc<RouteTable>),
+    Rds(RouteSlot),
+}
+
+/// One configured HTTP filter.
+struct FilterEntry {
+    name: Box<str>,
+    config: Arc<dyn FilterConfig>,
+    /// Off unless a route turns it on.
+    disabled: bool,
+}
+
+/// A compiled connection manager.
+pub struct ConnectionManager {
+    pub config: HttpConnectionManager,
+    pub routes: Routes,
+    pub router: Arc<Router>,
+    filters: Vec<FilterEntry>,
+    pub early_mutations: Mutations,
+    pub response: ResponseRules,
+    pub local_reply: LocalReplyRules,
+    pub access_logs: AccessLogs,
+    pub listener_metadata: Option<Arc<Metadata>>,
+    /// `listener.<this>.http.PREFIX.*`
+    pub listener_stat_name: Arc<str>,
+    pub buffer_limit: usize,
+    /// Something reads the response's headers after they were sent.
+    pub keeps_response: bool,
+}
+
+impl ConnectionManager {
+    /// Compiles all but where the routes are.
+    pub fn compile(
+        config: HttpConnectionManager,
+        routes: Routes,
+        listener: &crate::network::ListenerFacts,
+        writer: &LogWriter,
+        cx: &mut Context,
+    ) -> Self {
+        let (filters, router) = compile_filters("http_filters", &config.http_filters, cx);
+        for (i, upgrade) in config.upgrade_configs.iter().enumerate() {
+            cx.element("upgrade_configs", i, |cx| cx.unsupported_if("filters", !upgrade.filters.is_empty()));
+        }
+        let access_logs = AccessLogs::compile("access_log", &config.access_log, writer, cx);
+        cx.unsupported_if("access_log_flush_interval", config.access_log_flush_interval.is_some());
+        Self {
+            routes,
+            router: Arc::new(router),
+            filters,
+            early_mutations: Mutations::compile("early_header_mutation_extensions", &config.early_header_mutations, cx),
+            response: ResponseRules::new(&config),
+            local_reply: cx.field("local_reply_config", |cx| compile_local_reply(&config.local_reply, cx)),
+            keeps_response: access_logs.reads_response(),
+            access_logs,
+            listener_metadata: listener.metadata.clone(),
+            listener_stat_name: listener.stat_name.clone(),
+            buffer_limit: listener.buffer_limit,
+            config,
+        }
+    }
+
+    pub fn has_filters(&self) -> bool {
+        !self.filters.is_empty()
+    }
+
+    /// The filters that apply to this stream, in order.
+    pub fn filters_for(&self, stream: &Stream) -> Vec<Box<dyn HttpFilter>> {
+        let create = |entry: &FilterEntry| {
+            let route = stream.route.as_ref().and_then(|route| route.per_filter(&entry.name));
+            let disabled = route.map_or(entry.disabled, |route| route.disabled);
+            if disabled {
+                return None;
+            }
+            let per_route: Option<RouteFilterConfig> = None;
+            entry.config.create(stream, per_route.as_ref())
+        };
+        self.filters.iter().filter_map(create).collect()
+    }
+
+    /// True if an upgrade of this kind is allowed where the route says nothing.
+    pub fn allows_upgrade(&self, kind: &[u8]) -> bool {
+        self.config.upgrade_configs.iter().any(|u| u.enabled && u.upgrade_type.as_bytes().eq_ignore_ascii_case(kind))
+    }
+}
+
+/// Compiles filters; the last must be the router.
+fn compile_filters(name: &str, configs: &[config::HttpFilter], cx: &mut Context) -> (Vec<FilterEntry>, Router) {
+    let mut entries = Vec::new();
+    let mut found_router = None;
+    for (i, filter) in configs.iter().enumerate() {
+        cx.element(name, i, |cx| {
+            let config::FilterConfig::Typed(any) = &filter.config else {
+                cx.problem_at("config_discovery", "is not supported");
+                return;
+            };
+            let type_name = any.type_url.rsplit('/').next().unwrap_or_default();
+            if type_name == router::FACTORY.type_name {
+                if i + 1 < configs.len() {
+                    cx.problem(format!(
+                        "terminal filter named {} of type {type_name} must be the last filter in a http filter chain",
+                        filter.name
+                    ));
+                }
+                found_router = cx.field("typed_config", |cx| router::parse(any, cx));
+                return;
+            }
+            let Some(factory) = filters::by_type(&any.type_url) else {
+                if !filter.is_optional {
+                    let known: Vec<_> = filters::TABLE.iter().map(|factory| factory.name).collect();
+                    cx.problem_at(
+                        "typed_config",
+                        format!("found {type_name}, which is not supported; allowed: {}", known.join(", ")),
+                    );
+                }
+                return;
+            };
+            if let Some(config) = cx.field("typed_config", |cx| (factory.parse)(any, cx)) {
+                entries.push(FilterEntry { name: filter.name.as_str().into(), config, disabled: filter.disabled });
+            }
+        });
+    }
+    if found_router.is_none() && !cx.has_problems() {
+        cx.problem_at(name, "non-terminal filters only: the last must be a terminal filter, envoy.filters.http.router");
+    }
+    (entries, found_router.unwrap_or_default())
+}
+
+fn compile_local_reply(config: &config::LocalReplyConfig, cx: &mut Context) -> LocalReplyRules {
+    LocalReplyRules {
+        mappers: config
+            .mappers
+            .iter()
+            .enumerate()
+            .map(|(i, mapper)| {
+                cx.element("mappers", i, |cx| Mapper {
+                    filter: LogFilter(mapper.filter.clone()),
+                    status: mapper.status_code.and_then(|code| StatusCode::from_u16(code).ok()),
+                    body: mapper.body.as_ref().map(|source| source.data.clone()),
+                    format: mapper
+                        .body_format_override
+                        .as_ref()
+                        .and_then(|f| body_format("body_format_override", f, cx)),
+                    headers: HeaderRules::response_additions("headers_to_add", &mapper.headers_to_add, cx),
+                })
+            })
+            .collect(),
+        format: config.body_format.as_ref().and_then(|f| body_format("body_format", f, cx)),
+    }
+}
+
+fn body_format(name: &str, config: &SubstitutionFormatString, cx: &mut Context) -> Option<BodyFormat> {
+    let format = cx.field(name, |cx| Format::compile(config, cx))?;
+    Some(BodyFormat { format, content_type: HeaderValue::try_from(&config.content_type).ok()? })
+}

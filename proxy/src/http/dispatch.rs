@@ -1,0 +1,424 @@
+//! The router's work: a routed request goes to a host of its cluster, and the host's response comes back.
+
+use super::{
+    Body, Protocol, RequestHead, ResponseEvent, ResponseHead,
+    deadlines::Deadline,
+    deadlines::Deadlines,
+    header_names::*,
+    local_reply::reset_details,
+    pump::{Pump, PumpError},
+    redirect,
+    service::{Responder, UpstreamStream},
+    shadow,
+    stream::{Answer, Interrupt, Stream},
+    timeouts::{self, TimeoutPolicy, Timeouts},
+};
+use crate::{
+    base::{ResetReason, ResponseFlag, Side, StreamError},
+    filters::LocalReply,
+    observe::StreamInfo,
+    route::{Action, Forward},
+    upstream::{LbContext, ProtocolChoice, StreamRequest, ThreadCluster, ThreadHost, UpstreamConnection},
+};
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode, header};
+use std::{future::poll_fn, rc::Rc, task::Poll, time::Instant};
+
+/// One try at one host.
+pub struct Attempt {
+    pub stream: UpstreamStream,
+    pub connection: Rc<UpstreamConnection>,
+    pub host: Rc<ThreadHost>,
+    route_timeout: std::time::Duration,
+    request_is_done: bool,
+}
+
+impl Attempt {
+    /// The whole request was handed to the upstream: the route's timeout begins.
+    pub fn request_done(&mut self, info: &mut StreamInfo, deadlines: &mut Deadlines) {
+        if std::mem::replace(&mut self.request_is_done, true) {
+            return;
+        }
+        let now = Instant::now();
+        info.points.upstream_tx_end = Some(now);
+        info.points.downstream_rx_end.get_or_insert(now);
+        deadlines.clear(Deadline::Request);
+        if self.route_timeout > std::time::Duration::ZERO {
+            deadlines.set(Deadline::Route, Some(self.route_timeout));
+        }
+    }
+}
+
+/// What came of one try.
+enum Outcome {
+    Response(ResponseHead, Body),
+    Failed(StreamError),
+    Interrupted(Interrupt),
+}
+
+/// Takes the routed request to its end, or says what to answer.
+pub async fn dispatch(stream: &mut Stream, request: &mut Pump, responder: &mut Responder) -> Answer {
+    let mut redirects = 0;
+    loop {
+        let Some(matched) = stream.route.clone() else { return Answer::Done };
+        let forward = match &matched.route.action {
+            Action::Forward(forward) => forward,
+            Action::Redirect(redirect) => {
+                stream.connection.stats.rq_redirect.inc();
+                let mut reply = LocalReply::new(redirect.status, "", "direct_response");
+                if let Some(location) = redirect.location(&stream.request) {
+                    reply.headers.insert(header::LOCATION, location);
+                }
+                return Answer::Local(reply.by_router());
+            }
+            Action::DirectResponse(direct) => {
+                let stats = &stream.connection.stats;
+                if direct.status.is_redirection() { &stats.rq_redirect } else { &stats.rq_direct_response }.inc();
+                return Answer::Local(
+                    LocalReply::new(direct.status, direct.body.clone(), "direct_response").by_router(),
+                );
+            }
+            Action::NonForwarding => {
+                stream.info.set_flag(ResponseFlag::NoRouteFound);
+                return Answer::Local(LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found"));
+            }
+        };
+        match forward_request(stream, forward, request, responder, &mut redirects).await {
+            Next::Answer(answer) => return answer,
+            Next::Again => {}
+        }
+    }
+}
+
+/// After one route's turn.
+enum Next {
+    Answer(Answer),
+    /// An internal redirect gave the request a new route.
+    Again,
+}
+
+async fn forward_request(
+    stream: &mut Stream,
+    forward: &Forward,
+    request: &mut Pump,
+    responder: &mut Responder,
+    redirects: &mut u32,
+) -> Next {
+    let Some(matched) = stream.route.clone() else { return Next::Answer(Answer::Done) };
+    let Some(cluster) = matched.cluster(&stream.connection.thread.upstreams, &stream.request) else {
+        stream.connection.stats.no_cluster.inc();
+        stream.info.set_flag(ResponseFlag::NoClusterFound);
+        return Next::Answer(Answer::Local(
+            LocalReply::new(forward.config.cluster_not_found_response_code, "", "cluster_not_found").by_router(),
+        ));
+    };
+    let router = stream.connection.manager.router.clone();
+    stream.info.upstream.cluster = Some(cluster.info().observability_name.clone());
+    stream.info.upstream.cluster_metadata = cluster.info().metadata.clone();
+    stream.connection.stats.rq_total.inc();
+
+    let retry = forward.config.retry.as_ref();
+    let policy = TimeoutPolicy {
+        route: forward.config.timeout,
+        per_try: retry.and_then(|r| r.per_try_timeout).unwrap_or_default(),
+        per_try_idle: retry.and_then(|r| r.per_try_idle_timeout).unwrap_or_default(),
+        max_grpc_timeout: forward.config.max_grpc_timeout,
+        grpc_timeout_offset: forward.config.grpc_timeout_offset,
+        has_max_stream_duration: forward.config.max_stream_duration.is_some(),
+        respect_expected: router.respect_expected_rq_timeout,
+        hedge_on_per_try: false,
+        suppress_envoy_headers: router.suppress_envoy_headers,
+    };
+    let original = stream.request.clone();
+    let timeouts = timeouts::decide(&mut stream.request, &policy, stream.is_grpc);
+    matched.finalize_request(&mut stream.request, &stream.info, !router.suppress_envoy_headers);
+    if let Some(_) = &forward.config.internal_redirect {
+        request.keep_for_replay(
+            matched.route.request_buffer_limit.unwrap_or(stream.connection.manager.buffer_limit as u64),
+        );
+    }
+    shadow::start(stream, forward, request);
+
+    let outcome = attempts(stream, &cluster, forward, &timeouts, request, responder).await;
+    let (mut attempt, head, body) = match outcome {
+        Ok(done) => done,
+        Err(answer) => return Next::Answer(answer),
+    };
+    if let Some(policy) = &forward.config.internal_redirect
+        && request.is_read()
+        && redirect::follow(stream, policy, &original, &head, redirects)
+    {
+        drop((attempt, body));
+        request.rewind();
+        stream.deadlines.clear(Deadline::Route);
+        return Next::Again;
+    }
+    respond(stream, &cluster, &mut attempt, head, body, request, responder).await;
+    Next::Answer(Answer::Done)
+}
+
+/// Tries hosts until one gives a response that may go to the client.
+async fn attempts(
+    stream: &mut Stream,
+    cluster: &Rc<ThreadCluster>,
+    forward: &Forward,
+    timeouts: &Timeouts,
+    request: &mut Pump,
+    responder: &mut Responder,
+) -> Result<(Attempt, ResponseHead, Body), Answer> {
+    let mut replays = 0;
+    loop {
+        stream.info.attempt_count += 1;
+        if forward.include_attempt_count {
+            stream.request.headers.insert(ENVOY_ATTEMPT_COUNT, stream.info.attempt_count.into());
+        }
+        let mut attempt = match connect(stream, cluster, forward, timeouts, request, responder).await {
+            Ok(attempt) => attempt,
+            Err(Ok(answer)) => return Err(answer),
+            Err(Err(error)) => return Err(failed(stream, cluster, &error)),
+        };
+        match exchange(stream, &mut attempt, timeouts, request, responder).await {
+            Outcome::Response(head, body) => return Ok((attempt, head, body)),
+            Outcome::Interrupted(interrupt) => return Err(timed_out(stream, cluster, interrupt, request)),
+            // The upstream closed a kept-alive connection as we wrote to it: nothing was processed, so nothing is lost.
+            Outcome::Failed(error)
+                if error.retry_is_safe && attempt.connection.was_reused() && request.can_replay() && replays < 3 =>
+            {
+                replays += 1;
+                stream.info.attempt_count -= 1;
+                request.rewind();
+            }
+            Outcome::Failed(error) => return Err(failed(stream, cluster, &error)),
+        }
+    }
+}
+
+/// Picks a host and gets a stream on a connection to it.
+async fn connect(
+    stream: &mut Stream,
+    cluster: &Rc<ThreadCluster>,
+    forward: &Forward,
+    timeouts: &Timeouts,
+    request: &mut Pump,
+    responder: &mut Responder,
+) -> Result<Attempt, Result<Answer, StreamError>> {
+    let connection = stream.connection.clone();
+    let context =
+        LbContext { connection: Some(&connection.info), request: Some(&stream.request), ..LbContext::default() };
+    let Some(host) = cluster.choose_host(&context) else {
+        stream.info.set_flag(ResponseFlag::NoHealthyUpstream);
+        return Err(Ok(Answer::Local(
+            LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream").by_router(),
+        )));
+    };
+    stream.info.upstream.host = Some(host.address().clone());
+    stream.info.upstream.attempted.push(host.address().clone());
+    let wanted = StreamRequest {
+        downstream_protocol: stream.request.protocol,
+        priority: forward.config.priority,
+        protocol: if forward.connects_raw(&stream.request) { ProtocolChoice::Tcp } else { ProtocolChoice::Http },
+        connection: Some(connection.info.clone()),
+    };
+    stream.info.points.upstream_connect_start = Some(Instant::now());
+    if !timeouts.per_try.is_zero() {
+        stream.deadlines.set(Deadline::PerTry, Some(timeouts.per_try));
+    }
+    let mut open = std::pin::pin!(cluster.http_stream(&host, wanted));
+    let opened = poll_fn(|cx| {
+        if let Poll::Ready(opened) = open.as_mut().poll(cx) {
+            return Poll::Ready(Ok(opened));
+        }
+        if let Poll::Ready(gone) = responder.poll_closed(cx) {
+            return Poll::Ready(Err(Interrupt::Gone(gone)));
+        }
+        stream.deadlines.poll(cx).map(|which| Err(Interrupt::Deadline(which)))
+    })
+    .await;
+    match opened {
+        Ok(Ok((upstream, connection))) => {
+            stream.info.points.upstream_connect_end = Some(Instant::now());
+            stream.info.upstream.local = connection.local().cloned();
+            stream.info.upstream.remote = connection.remote().cloned();
+            stream.info.upstream.connection_id = Some(connection.id());
+            stream.info.upstream.protocol = connection.protocol();
+            Ok(Attempt { stream: upstream, connection, host, route_timeout: timeouts.route, request_is_done: false })
+        }
+        Ok(Err(error)) => Err(Err(error)),
+        Err(interrupt) => Err(Ok(timed_out(stream, cluster, interrupt, request))),
+    }
+}
+
+/// Sends the request and waits for the response's head; 1xx go to the client at once.
+async fn exchange(
+    stream: &mut Stream,
+    attempt: &mut Attempt,
+    timeouts: &Timeouts,
+    request: &mut Pump,
+    responder: &mut Responder,
+) -> Outcome {
+    let head = upstream_head(stream, attempt);
+    stream.info.points.upstream_tx_start = Some(Instant::now());
+    if !timeouts.per_try_idle.is_zero() {
+        stream.deadlines.set(Deadline::PerTryIdle, Some(timeouts.per_try_idle));
+    }
+    let no_body = request.is_empty() && !stream.is_tunnel();
+    if let Err(error) = attempt.stream.send_head(head, no_body) {
+        return Outcome::Failed(error);
+    }
+    if no_body {
+        request.finish_empty();
+        attempt.request_done(&mut stream.info, &mut stream.deadlines);
+    }
+    let mut write_failed = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(gone) = responder.poll_closed(cx) {
+            return Poll::Ready(Outcome::Interrupted(Interrupt::Gone(gone)));
+        }
+        let deadlines = &mut stream.deadlines;
+        if write_failed.is_none() {
+            match request.poll(cx, &mut attempt.stream, || deadlines.touch()) {
+                Poll::Ready(Ok(())) => attempt.request_done(&mut stream.info, deadlines),
+                Poll::Ready(Err(PumpError::Source(error))) => {
+                    return Poll::Ready(Outcome::Interrupted(Interrupt::Gone(error)));
+                }
+                // There may be a response all the same: it was sent before the connection broke.
+                Poll::Ready(Err(PumpError::Sink(error))) => write_failed = Some(error),
+                Poll::Pending => {}
+            }
+        }
+        loop {
+            match attempt.stream.poll_response(cx) {
+                Poll::Ready(Ok(ResponseEvent::Informational(head))) => {
+                    deadlines.touch();
+                    stream.connection.stats.downstream_rq.inc(head.status.as_u16());
+                    if let Err(error) = responder.send_informational(head) {
+                        return Poll::Ready(Outcome::Interrupted(Interrupt::Gone(error)));
+                    }
+                }
+                Poll::Ready(Ok(ResponseEvent::Head(head, body))) => {
+                    deadlines.touch();
+                    return Poll::Ready(Outcome::Response(head, body));
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Outcome::Failed(error)),
+                Poll::Pending => break,
+            }
+        }
+        deadlines.poll(cx).map(|which| Outcome::Interrupted(Interrupt::Deadline(which)))
+    })
+    .await
+}
+
+/// The head as this upstream's protocol wants it.
+fn upstream_head(stream: &Stream, attempt: &Attempt) -> RequestHead {
+    let mut head = stream.request.clone();
+    if head.upgrade.is_some() && matches!(attempt.stream, UpstreamStream::H2(_)) {
+        head.method = Method::CONNECT;
+        head.headers.remove(header::UPGRADE);
+        head.headers.remove(header::CONNECTION);
+    }
+    head.protocol = if matches!(attempt.stream, UpstreamStream::H2(_)) { Protocol::Http2 } else { Protocol::Http11 };
+    head
+}
+
+/// The upstream's response on its way to the client.
+async fn respond(
+    stream: &mut Stream,
+    cluster: &Rc<ThreadCluster>,
+    attempt: &mut Attempt,
+    mut head: ResponseHead,
+    body: Body,
+    request: &mut Pump,
+    responder: &mut Responder,
+) {
+    let now = Instant::now();
+    stream.info.points.upstream_rx_start = Some(now);
+    stream.deadlines.clear(Deadline::PerTry);
+    let router = stream.connection.manager.router.clone();
+    stream.info.set_details("via_upstream");
+    stream.info.response_code = head.status.as_u16();
+    cluster.count_response(&stream.info, head.status.as_u16(), &head.headers, router.dynamic_stats, stream.is_internal);
+    attempt.host.count_response(head.status.as_u16());
+    if !router.suppress_envoy_headers
+        && let Some(sent) = stream.info.points.downstream_rx_end
+    {
+        head.headers
+            .insert(ENVOY_UPSTREAM_SERVICE_TIME, (now.saturating_duration_since(sent).as_millis() as u64).into());
+    }
+    if let Some(route) = stream.route.clone() {
+        if route.include_attempt_count_in_response() {
+            head.headers.insert(ENVOY_ATTEMPT_COUNT, stream.info.attempt_count.into());
+        }
+        route.finalize_response(&mut head, &stream.request, &stream.info);
+    }
+    stream.respond(head, body, request, responder, Some(attempt)).await;
+    stream.info.points.upstream_rx_end = Some(Instant::now());
+    let (headers, sent) = attempt.stream.bytes_sent();
+    stream.info.bytes.upstream_headers_sent = headers;
+    stream.info.bytes.upstream_wire_sent = headers + sent;
+}
+
+/// A host or connection failed us before there was a response.
+fn failed(stream: &mut Stream, cluster: &Rc<ThreadCluster>, error: &StreamError) -> Answer {
+    if error.side == Side::Downstream {
+        stream.client_gone(error);
+        return Answer::Done;
+    }
+    stream.info.set_flag(error.reason.upstream_flag());
+    if !error.details.is_empty() {
+        stream.info.upstream.transport_failure = Some(error.details.clone());
+    }
+    let overflow = error.reason == ResetReason::Overflow;
+    let status = if error.reason == ResetReason::ProtocolError {
+        StatusCode::BAD_GATEWAY
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let mut body =
+        format!("upstream connect error or disconnect/reset before headers. reset reason: {}", error.reason.as_str());
+    if !error.details.is_empty() {
+        body.push_str(", transport failure reason: ");
+        body.push_str(&error.details);
+    }
+    cluster.count_local(status.as_u16(), stream.connection.manager.router.dynamic_stats, stream.is_internal);
+    let mut reply = LocalReply::new(status, Bytes::from(body), "");
+    stream.info.set_details(reset_details("upstream_reset_before_response_started", error));
+    if overflow && !stream.connection.manager.router.suppress_envoy_headers {
+        reply.headers.insert(ENVOY_OVERLOADED, HeaderValue::from_static("true"));
+    }
+    Answer::Local(reply.by_router())
+}
+
+/// A timeout passed, or the client went away, before there was a response.
+fn timed_out(stream: &mut Stream, cluster: &Rc<ThreadCluster>, interrupt: Interrupt, request: &Pump) -> Answer {
+    let (body, details, flag) = match interrupt {
+        Interrupt::Deadline(Deadline::Route) => {
+            cluster.stats().upstream_rq_timeout.inc();
+            ("upstream request timeout", "response_timeout", ResponseFlag::UpstreamRequestTimeout)
+        }
+        Interrupt::Deadline(Deadline::PerTry) => {
+            cluster.stats().upstream_rq_per_try_timeout.inc();
+            ("upstream request timeout", "upstream_per_try_timeout", ResponseFlag::UpstreamRequestTimeout)
+        }
+        Interrupt::Deadline(Deadline::PerTryIdle) => {
+            cluster.stats().upstream_rq_per_try_idle_timeout.inc();
+            ("upstream request timeout", "upstream_per_try_idle_timeout", ResponseFlag::StreamIdleTimeout)
+        }
+        Interrupt::Deadline(Deadline::UpstreamMaxStreamDuration) => {
+            cluster.stats().upstream_rq_max_duration_reached.inc();
+            (
+                "upstream max stream duration reached",
+                "upstream_max_stream_duration_reached",
+                ResponseFlag::UpstreamMaxStreamDurationReached,
+            )
+        }
+        other => return stream.interrupted(other, request),
+    };
+    stream.info.set_flag(flag);
+    let status = if details == "upstream_max_stream_duration_reached" {
+        StatusCode::REQUEST_TIMEOUT
+    } else {
+        StatusCode::GATEWAY_TIMEOUT
+    };
+    cluster.count_local(status.as_u16(), stream.connection.manager.router.dynamic_stats, stream.is_internal);
+    Answer::Local(LocalReply::new(status, body, details).by_router())
+}

@@ -1,0 +1,644 @@
+//! One stream from its begin to its end: the life of a request, one stage a line in [`serve`].
+//!
+//! The codec calls [`serve`] for each request and drops the future when the client's connection is gone. Whatever
+//! happens, [`Stream`]'s drop ends the stream exactly once: stats, access log, filters' `on_end`.
+
+use super::{
+    BadRequest, Body, BodySource, Protocol, RequestHead, ResponseHead,
+    connection::HttpConnection,
+    deadlines::{Deadline, Deadlines},
+    dispatch, grpc,
+    header_names::*,
+    local_reply,
+    pump::{Pump, PumpError},
+    request_headers::{self, PathAction},
+    service::Responder,
+};
+use crate::{
+    base::{ResetReason, ResponseFlag, Side, StreamError},
+    filters::{Action, HttpFilter, LocalReply},
+    observe::{StreamInfo, format::Facts},
+    route::{MatchContext, MatchedRoute, RouteOutcome, RouteTable},
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use std::{future::poll_fn, rc::Rc, sync::Arc, task::Poll, time::Instant};
+
+/// The state of one stream, as filters and the router see it.
+pub struct Stream {
+    pub connection: Rc<HttpConnection>,
+    pub info: StreamInfo,
+    pub request: RequestHead,
+    /// Pinned at the begin: the stream sees one route table to its end.
+    pub table: Option<Arc<RouteTable>>,
+    pub route: Option<MatchedRoute>,
+    pub deadlines: Deadlines,
+    /// Decides weighted clusters, runtime fractions and the like: the same throughout the stream.
+    pub random: u64,
+    pub is_grpc: bool,
+    pub is_head: bool,
+    pub is_internal: bool,
+    /// The client's protocol version has no way to go on after this response.
+    pub must_close: bool,
+    /// Kept for access logs.
+    pub response: Option<ResponseHead>,
+    pub response_trailers: Option<HeaderMap>,
+    pub filters: Vec<Box<dyn HttpFilter>>,
+    /// The client is told by the response that its connection will close.
+    pub response_started: bool,
+    is_tunnel: bool,
+}
+
+/// How far a response comes from.
+pub enum Answer {
+    /// This proxy's own.
+    Local(LocalReply),
+    /// The stream is over; nothing is left to say to the client.
+    Done,
+}
+
+/// Serves one request. Every stage may answer; the answer then skips the rest.
+pub async fn serve(connection: Rc<HttpConnection>, head: RequestHead, body: Body, mut responder: Responder) {
+    let mut stream = Stream::begin(connection, head);
+    let mut request = Pump::new(body);
+    let answer = match stream.accept(&mut request, &mut responder) {
+        Err(reply) => Answer::Local(reply),
+        Ok(()) => match stream.run_request_filters(&mut request, &mut responder).await {
+            Err(answer) => answer,
+            Ok(()) => dispatch::dispatch(&mut stream, &mut request, &mut responder).await,
+        },
+    };
+    if let Answer::Local(reply) = answer {
+        stream.answer(reply, &mut request, &mut responder).await;
+    }
+    stream.info.bytes.received = request.bytes;
+}
+
+/// Answers a request that was no acceptable HTTP.
+pub async fn reject(connection: Rc<HttpConnection>, bad: BadRequest, mut responder: Responder) {
+    let BadRequest { status, details, head } = bad;
+    let head = head.map_or_else(|| RequestHead::new(Method::GET, Bytes::new()), |head| *head);
+    let mut stream = Stream::begin(connection, head);
+    stream.must_close = true;
+    stream.info.set_flag(ResponseFlag::DownstreamProtocolError);
+    stream.connection.stats.downstream_cx_protocol_error.inc();
+    if status == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE {
+        stream.connection.stats.downstream_rq_too_large.inc();
+    }
+    if status == StatusCode::REQUEST_TIMEOUT {
+        stream.connection.stats.downstream_rq_header_timeout.inc();
+    }
+    let body = if status == StatusCode::REQUEST_TIMEOUT {
+        &b"request header timeout"[..]
+    } else {
+        status.canonical_reason().unwrap_or_default().as_bytes()
+    };
+    let reply = LocalReply::new(status, Bytes::from_static(body), details);
+    stream.answer(reply, &mut Pump::new(Body::Empty), &mut responder).await;
+}
+
+impl Stream {
+    fn begin(connection: Rc<HttpConnection>, request: RequestHead) -> Self {
+        let mut info = StreamInfo::new(connection.info.clone());
+        info.protocol = Some(request.protocol.as_str());
+        info.listener_metadata = connection.manager.listener_metadata.clone();
+        connection.begin_stream(request.protocol);
+        let table = connection.route_table();
+        let mut deadlines = Deadlines::default();
+        let config = &connection.manager.config;
+        deadlines.set_idle(config.stream_idle_timeout);
+        deadlines.set(Deadline::Request, Some(config.request_timeout));
+        deadlines.set(Deadline::MaxStreamDuration, config.common.max_stream_duration);
+        Self {
+            is_grpc: grpc::is_grpc(&request.headers),
+            is_head: request.method == Method::HEAD,
+            info,
+            request,
+            table,
+            route: None,
+            deadlines,
+            random: fastrand::u64(..),
+            is_internal: false,
+            must_close: false,
+            response: None,
+            response_trailers: None,
+            filters: Vec::new(),
+            response_started: false,
+            is_tunnel: false,
+            connection,
+        }
+    }
+
+    /// Checks the head, makes it ours, and finds its route.
+    fn accept(&mut self, request: &mut Pump, responder: &mut Responder) -> Result<(), LocalReply> {
+        let connection = self.connection.clone();
+        let (manager, stats) = (&connection.manager, &connection.stats);
+        let config = &manager.config;
+        self.unify_upgrade();
+        if !config.proxy_100_continue && self.expects_continue() {
+            // Our answer, so that the upstream is not asked.
+            let _ = responder.send_informational(ResponseHead::new(StatusCode::CONTINUE));
+            stats.downstream_rq.inc(100);
+            self.request.headers.remove(header::EXPECT);
+        }
+        if self.request.protocol == Protocol::Http10 {
+            if !config.http1.accept_http_10 {
+                return Err(LocalReply::new(StatusCode::UPGRADE_REQUIRED, "", "low_version"));
+            }
+            if self.request.authority.is_empty() && !config.http1.default_host_for_http_10.is_empty() {
+                self.request.authority = Bytes::copy_from_slice(config.http1.default_host_for_http_10.as_bytes());
+            }
+        }
+        if self.request.authority.is_empty() {
+            return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "missing_host_header"));
+        }
+        if !is_valid_authority(&self.request.authority) {
+            return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "invalid_authority"));
+        }
+        if !self.request.path.is_empty() && self.request.path[0] != b'/' {
+            stats.downstream_rq_non_relative_path.inc();
+            return Err(LocalReply::new(StatusCode::NOT_FOUND, "", "absolute_path_rejected"));
+        }
+        match request_headers::normalize_path(&mut self.request, config) {
+            PathAction::Continue => {}
+            PathAction::Redirect if !self.is_grpc => {
+                stats.downstream_rq_redirected_with_normalized_path.inc();
+                let mut reply = LocalReply::new(StatusCode::TEMPORARY_REDIRECT, "", "path_normalization_failed");
+                if let Ok(location) = HeaderValue::from_maybe_shared(self.request.path.clone()) {
+                    reply.headers.insert(header::LOCATION, location);
+                }
+                return Err(reply);
+            }
+            PathAction::Reject | PathAction::Redirect => {
+                stats.downstream_rq_failed_path_normalization.inc();
+                return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "path_normalization_failed"));
+            }
+        }
+        request_headers::normalize_host(&mut self.request, config, connection.info.local.ip().map(|ip| ip.port()));
+        manager.early_mutations.apply(&mut self.request, &self.info);
+        let internal_only = self.table.as_ref().map(|table| table.internal_only_headers()).unwrap_or_default();
+        match request_headers::sanitize(
+            &mut self.request,
+            config,
+            &connection.info,
+            &connection.thread.local,
+            internal_only,
+        ) {
+            Ok(origin) => {
+                self.info.downstream_remote = origin.remote;
+                self.is_internal = origin.is_internal;
+            }
+            Err(rejected) => {
+                stats.downstream_rq_rejected_via_ip_detection.inc();
+                let status = StatusCode::from_u16(rejected.status).unwrap_or(StatusCode::FORBIDDEN);
+                return Err(LocalReply::new(status, "", "rejecting_because_detection_failed"));
+            }
+        }
+        self.info.stream_id = self.request.headers.get(REQUEST_ID).map(|id| Bytes::copy_from_slice(id.as_bytes()));
+        self.find_route()?;
+        self.check_upgrade(request)?;
+        self.apply_route_timeouts();
+        Ok(())
+    }
+
+    /// An extended CONNECT and an HTTP/1 upgrade look the same from here on: GET with `upgrade` and `connection`.
+    fn unify_upgrade(&mut self) {
+        let Some(protocol) = &self.request.upgrade else { return };
+        if self.request.method == Method::CONNECT {
+            self.request.method = Method::GET;
+            if let Ok(protocol) = HeaderValue::from_maybe_shared(protocol.clone()) {
+                self.request.headers.insert(header::UPGRADE, protocol);
+            }
+        }
+        self.request.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+
+    fn expects_continue(&self) -> bool {
+        self.request.headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    }
+
+    /// Looks the route up, again after an internal redirect.
+    pub fn find_route(&mut self) -> Result<(), LocalReply> {
+        let connection = &self.connection;
+        self.route = None;
+        let Some(table) = &self.table else {
+            // The route configuration has not come yet, or is gone.
+            self.info.set_flag(ResponseFlag::NoRouteFound);
+            connection.stats.no_route.inc();
+            return Err(LocalReply::new(StatusCode::NOT_FOUND, "", "route_configuration_not_found"));
+        };
+        let runtime = connection.thread.runtime();
+        let context = MatchContext {
+            random: self.random,
+            runtime: &runtime,
+            is_tls: connection.info.transport_protocol == "tls",
+            is_internal: self.is_internal,
+            info: &self.info,
+        };
+        match table.find(&self.request, &context) {
+            RouteOutcome::Matched(route) => {
+                self.info.route_name = route.route.name.clone();
+                self.info.virtual_host_name = Some(route.virtual_host.name.clone());
+                self.info.route_metadata = route.route.metadata.clone();
+                self.route = Some(route);
+                Ok(())
+            }
+            RouteOutcome::TlsRedirect(location) => {
+                let mut reply = LocalReply::new(StatusCode::MOVED_PERMANENTLY, "", "direct_response");
+                reply.headers.insert(header::LOCATION, location);
+                connection.stats.rq_redirect.inc();
+                Err(reply)
+            }
+            RouteOutcome::NoVirtualHost | RouteOutcome::NoRoute => {
+                self.info.set_flag(ResponseFlag::NoRouteFound);
+                connection.stats.no_route.inc();
+                Err(LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found"))
+            }
+        }
+    }
+
+    /// An upgrade or CONNECT goes on only where connection manager and route allow it.
+    fn check_upgrade(&mut self, _request: &mut Pump) -> Result<(), LocalReply> {
+        let kind = match &self.request.upgrade {
+            Some(kind) => kind.clone(),
+            None if self.request.is_connect() => Bytes::from_static(b"CONNECT"),
+            None => return Ok(()),
+        };
+        let route =
+            self.route.as_ref().and_then(|route| route.route.action.forward()).and_then(|action| action.upgrade(&kind));
+        if route.unwrap_or_else(|| self.connection.manager.allows_upgrade(&kind)) {
+            self.is_tunnel = true;
+            return Ok(());
+        }
+        // What follows on this connection may be meant for the tunnel: it must not be read as a request.
+        self.must_close = true;
+        self.connection.stats.downstream_rq_ws_on_non_ws_route.inc();
+        Err(LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed"))
+    }
+
+    fn apply_route_timeouts(&mut self) {
+        let Some(forward) = self.route.as_ref().and_then(|route| route.route.action.forward()) else { return };
+        if let Some(idle) = forward.config.idle_timeout {
+            self.deadlines.set_idle(idle);
+        }
+        if let Some(most) = &forward.config.max_stream_duration {
+            let mut limit = most.max_stream_duration;
+            if let (true, Some(cap)) = (self.is_grpc, most.grpc_timeout_header_max) {
+                // The client's deadline, capped; zero caps nothing.
+                let asked = grpc::timeout(&self.request.headers)
+                    .map(|asked| if cap.is_zero() { asked } else { asked.min(cap) });
+                let asked = asked.map(|d| d.saturating_sub(most.grpc_timeout_header_offset.unwrap_or_default()));
+                limit = asked.or(limit);
+            }
+            if limit.is_some() {
+                self.deadlines.set(Deadline::MaxStreamDuration, limit);
+            }
+        }
+    }
+
+    async fn run_request_filters(&mut self, request: &mut Pump, responder: &mut Responder) -> Result<(), Answer> {
+        let manager = self.connection.manager.clone();
+        if !manager.has_filters() {
+            return Ok(());
+        }
+        for filter in manager.filters_for(self) {
+            let end = request.is_empty();
+            let mut filter = filter;
+            let mut action = filter.on_request(self, end);
+            loop {
+                match action {
+                    Action::Continue => break,
+                    Action::Reply(reply) => {
+                        self.filters.push(filter);
+                        return Err(Answer::Local(reply));
+                    }
+                    Action::Await(mut wait) => {
+                        let resume = poll_fn(|cx| {
+                            if let Poll::Ready(gone) = responder.poll_closed(cx) {
+                                return Poll::Ready(Err(Interrupt::Gone(gone)));
+                            }
+                            if let Poll::Ready(which) = self.deadlines.poll(cx) {
+                                return Poll::Ready(Err(Interrupt::Deadline(which)));
+                            }
+                            wait.as_mut().poll(cx).map(Ok)
+                        })
+                        .await;
+                        action = match resume {
+                            Ok(resume) => resume(self),
+                            Err(interrupt) => return Err(self.interrupted(interrupt, request)),
+                        };
+                    }
+                }
+            }
+            request.map_source(|body| filter.request_body(body));
+            self.filters.push(filter);
+        }
+        Ok(())
+    }
+
+    /// What to do when the client went away or a timeout passed before there was a response.
+    pub fn interrupted(&mut self, interrupt: Interrupt, request: &Pump) -> Answer {
+        let stats = &self.connection.stats;
+        let which = match interrupt {
+            Interrupt::Gone(error) => {
+                self.client_gone(&error);
+                return Answer::Done;
+            }
+            Interrupt::Deadline(which) => which,
+        };
+        let (status, body, details, flag) = match which {
+            Deadline::Request => {
+                stats.downstream_rq_timeout.inc();
+                (StatusCode::REQUEST_TIMEOUT, "request timeout", "request_overall_timeout", None)
+            }
+            Deadline::MaxStreamDuration => {
+                stats.downstream_rq_max_duration_reached.inc();
+                (
+                    StatusCode::REQUEST_TIMEOUT,
+                    "downstream duration timeout",
+                    "max_duration_timeout",
+                    Some(ResponseFlag::DurationTimeout),
+                )
+            }
+            _ => {
+                stats.downstream_rq_idle_timeout.inc();
+                let status = if request.is_read() { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
+                (status, "stream timeout", "stream_idle_timeout", Some(ResponseFlag::StreamIdleTimeout))
+            }
+        };
+        if let Some(flag) = flag {
+            self.info.set_flag(flag);
+        }
+        Answer::Local(LocalReply::new(status, body, details))
+    }
+
+    /// The client reset the stream or closed its connection.
+    pub fn client_gone(&mut self, error: &StreamError) {
+        let stats = &self.connection.stats;
+        if error.side == Side::Downstream {
+            stats.downstream_rq_rx_reset.inc();
+        }
+        match error.reason {
+            ResetReason::RemoteReset | ResetReason::RemoteRefusedStreamReset => {
+                self.info.set_flag(ResponseFlag::DownstreamRemoteReset);
+                self.info.set_details("downstream_remote_reset");
+            }
+            ResetReason::ProtocolError => {
+                self.info.set_flag(ResponseFlag::DownstreamProtocolError);
+                self.info.set_details(error.details.clone());
+            }
+            _ => {
+                self.info.set_flag(ResponseFlag::DownstreamConnectionTermination);
+                self.info.set_details("downstream_remote_disconnect");
+            }
+        }
+    }
+
+    /// Gives the client a local reply: through the response filters, as gRPC where the client speaks that.
+    pub async fn answer(&mut self, reply: LocalReply, request: &mut Pump, responder: &mut Responder) {
+        self.info.set_details(reply.details);
+        let (head, body) = local_reply::build(self, reply);
+        self.respond(head, body, request, responder, None).await;
+    }
+
+    /// Takes a response through the filters and to the client; returns once the exchange is over.
+    pub async fn respond(
+        &mut self,
+        mut head: ResponseHead,
+        mut body: Body,
+        request: &mut Pump,
+        responder: &mut Responder,
+        upstream: Option<&mut dispatch::Attempt>,
+    ) {
+        let mut filters = std::mem::take(&mut self.filters);
+        let mut replaced = false;
+        let mut at = filters.len();
+        while at > 0 {
+            at -= 1;
+            let mut action = filters[at].on_response(self, &mut head, body.is_end());
+            loop {
+                match action {
+                    Action::Continue => break,
+                    Action::Reply(reply) if !replaced => {
+                        // A reply in place of a response goes through the filters from the start, once.
+                        replaced = true;
+                        self.info.set_details(reply.details);
+                        (head, body) = local_reply::build(self, reply);
+                        at = filters.len();
+                        break;
+                    }
+                    Action::Reply(_) => break,
+                    Action::Await(wait) => action = wait.await(self),
+                }
+            }
+            if at < filters.len() {
+                body = filters[at].response_body(body);
+            }
+        }
+        self.filters = filters;
+        let mut response = Pump::new(body);
+        if let Err(error) = self.send_head(head, &response, request, responder) {
+            self.client_gone(&error);
+            return;
+        }
+        if !self.is_head {
+            self.pump_response(&mut response, request, responder, upstream).await;
+        } else {
+            let _ = poll_fn(|cx| super::BodySink::poll_flush(responder, cx)).await;
+        }
+    }
+
+    /// Finishes the response's head and hands it to the codec.
+    pub fn send_head(
+        &mut self,
+        mut head: ResponseHead,
+        response: &Pump,
+        request: &Pump,
+        responder: &mut Responder,
+    ) -> Result<(), StreamError> {
+        let connection = self.connection.clone();
+        let is_tunnel = self.is_tunnel
+            && (head.status == StatusCode::SWITCHING_PROTOCOLS
+                || (self.request.upgrade.is_none() && head.status.is_success())
+                || (self.request.upgrade.is_some()
+                    && head.status == StatusCode::OK
+                    && self.request.protocol == Protocol::Http2));
+        if !is_tunnel && self.is_tunnel {
+            // The upgrade was refused: the connection's framing is no longer sure.
+            self.must_close |= self.request.protocol < Protocol::Http2 && !request.is_read();
+        }
+        self.is_tunnel = is_tunnel;
+        let force_id = self.request.headers.contains_key(ENVOY_FORCE_TRACE);
+        connection.manager.response.apply(&mut head, is_tunnel, self.request.headers.get(REQUEST_ID), force_id);
+        if is_tunnel && self.request.upgrade.is_some() {
+            if self.request.protocol == Protocol::Http2 {
+                head.status = StatusCode::OK;
+                head.headers.remove(header::UPGRADE);
+                head.headers.remove(header::CONNECTION);
+            } else {
+                head.status = StatusCode::SWITCHING_PROTOCOLS;
+                if let Some(upgrade) = self.request.headers.get(header::UPGRADE) {
+                    head.headers.entry(header::UPGRADE).or_insert_with(|| upgrade.clone());
+                }
+                head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            }
+        }
+        if !request.is_read() {
+            connection.stats.downstream_rq_response_before_rq_complete.inc();
+            self.must_close |= self.request.protocol < Protocol::Http2 && !is_tunnel;
+        }
+        if self.must_close || connection.should_close_after_response() {
+            responder.close_connection();
+        }
+        self.info.response_code = head.status.as_u16();
+        self.info.points.downstream_tx_start = Some(Instant::now());
+        connection.count_response(head.status.as_u16(), &self.info);
+        if connection.manager.keeps_response {
+            self.response = Some(head.clone());
+        }
+        self.response_started = true;
+        let end = response.is_empty() || (self.is_head && !is_tunnel);
+        responder.send_head(head, end)
+    }
+
+    /// The stream as formats and log filters see it.
+    pub fn facts<'a>(&'a self, response: Option<&'a ResponseHead>) -> Facts<'a> {
+        Facts {
+            request: Some(&self.request),
+            response,
+            response_trailers: self.response_trailers.as_ref(),
+            log_type: "DownstreamEnd",
+            ..Facts::new(&self.info)
+        }
+    }
+
+    /// True if the exchange turned, or may turn, into a tunnel.
+    pub fn is_tunnel(&self) -> bool {
+        self.is_tunnel
+    }
+
+    /// Moves the response's body to the client, and what is left of the request to the upstream, to the end of both.
+    pub async fn pump_response(
+        &mut self,
+        response: &mut Pump,
+        request: &mut Pump,
+        responder: &mut Responder,
+        mut upstream: Option<&mut dispatch::Attempt>,
+    ) {
+        let result = poll_fn(|cx| {
+            if let Poll::Ready(gone) = responder.poll_closed(cx)
+                && !response.is_done()
+            {
+                return Poll::Ready(Err(End::Gone(gone)));
+            }
+            let deadlines = &mut self.deadlines;
+            if let Some(attempt) = &mut upstream
+                && !request.is_done()
+            {
+                match request.poll(cx, &mut attempt.stream, || deadlines.touch()) {
+                    Poll::Ready(Err(PumpError::Source(error))) => return Poll::Ready(Err(End::Gone(error))),
+                    // The upstream may answer without reading all: its response decides.
+                    Poll::Ready(Err(PumpError::Sink(_))) | Poll::Pending => {}
+                    Poll::Ready(Ok(())) => attempt.request_done(&mut self.info, deadlines),
+                }
+            }
+            match response.poll(cx, responder, || deadlines.touch()) {
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(PumpError::Sink(error))) => return Poll::Ready(Err(End::Gone(error))),
+                Poll::Ready(Err(PumpError::Source(error))) => return Poll::Ready(Err(End::Upstream(error))),
+                Poll::Pending => {}
+            }
+            match deadlines.poll(cx) {
+                Poll::Ready(which) => Poll::Ready(Err(End::Deadline(which))),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+        self.info.bytes.sent = response.bytes;
+        self.info.points.downstream_tx_end = Some(Instant::now());
+        let reset = match result {
+            Ok(()) => return,
+            Err(End::Gone(error)) => {
+                self.client_gone(&error);
+                return;
+            }
+            Err(End::Upstream(error)) => {
+                self.connection.stats.rq_reset_after_downstream_response_started.inc();
+                self.info.set_flag(error.reason.upstream_flag());
+                self.info.response_code_details =
+                    Some(local_reply::reset_details("upstream_reset_after_response_started", &error).into());
+                ResetReason::LocalReset
+            }
+            Err(End::Deadline(which)) => {
+                self.late_deadline(which);
+                ResetReason::LocalReset
+            }
+        };
+        self.connection.stats.downstream_rq_tx_reset.inc();
+        super::BodySink::reset(responder, reset);
+    }
+
+    /// A timeout after the response began: all that can be done is to cut it.
+    fn late_deadline(&mut self, which: Deadline) {
+        let stats = &self.connection.stats;
+        let (flag, details) = match which {
+            Deadline::StreamIdle => {
+                stats.downstream_rq_idle_timeout.inc();
+                (ResponseFlag::StreamIdleTimeout, "stream_idle_timeout")
+            }
+            Deadline::MaxStreamDuration => {
+                stats.downstream_rq_max_duration_reached.inc();
+                (ResponseFlag::DurationTimeout, "max_duration_timeout")
+            }
+            Deadline::Request => {
+                stats.downstream_rq_timeout.inc();
+                (ResponseFlag::DownstreamProtocolError, "request_overall_timeout")
+            }
+            Deadline::UpstreamMaxStreamDuration => {
+                (ResponseFlag::UpstreamMaxStreamDurationReached, "upstream_max_stream_duration_reached")
+            }
+            Deadline::PerTryIdle => (ResponseFlag::StreamIdleTimeout, "upstream_per_try_idle_timeout"),
+            Deadline::Route | Deadline::PerTry | Deadline::BackOff => {
+                (ResponseFlag::UpstreamRequestTimeout, "response_timeout")
+            }
+        };
+        self.info.set_flag(flag);
+        self.info.response_code_details = Some(details.into());
+    }
+}
+
+/// What can come between a stream and its response.
+pub enum Interrupt {
+    Gone(StreamError),
+    Deadline(Deadline),
+}
+
+enum End {
+    Gone(StreamError),
+    Upstream(StreamError),
+    Deadline(Deadline),
+}
+
+/// Letters, digits, and what a URI's authority may hold; obs-text is refused.
+fn is_valid_authority(authority: &[u8]) -> bool {
+    authority.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@[]%".contains(b))
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.info.points.end = Some(Instant::now());
+        if !self.response_started && self.info.flags.is_empty() {
+            // The codec dropped the stream with its connection.
+            self.info.set_flag(ResponseFlag::DownstreamConnectionTermination);
+            self.info.set_details("downstream_remote_disconnect");
+            self.connection.stats.downstream_rq_rx_reset.inc();
+        }
+        for mut filter in std::mem::take(&mut self.filters) {
+            filter.on_end(self);
+        }
+        let connection = self.connection.clone();
+        let facts = self.facts(self.response.as_ref());
+        connection.manager.access_logs.log(&facts, &connection.thread.runtime());
+        connection.end_stream(&self.info);
+    }
+}

@@ -1,0 +1,17 @@
+//! Listeners: binding, accepting, listener filters, choosing a filter chain, draining.
+//!
+//! The control thread compiles and binds ([`Listener`]); each worker accepts for itself ([`Listeners`]).
+
+mod accept;
+mod chain_match;
+mod client_hello;
+mod compiled;
+mod filters;
+mod proxy_header;
+mod sockets;
+mod stats;
+
+pub use accept::Listeners;
+pub use compiled::{Chain, CompileContext, Listener};
+pub use sockets::Sockets;
+pub use stats::ListenerManagerStats;

@@ -1,0 +1,148 @@
+//! Network filters: what a filter chain does with a connection. The last one is terminal and runs it to its end.
+//!
+//! Adding one is its file and one line in [`TABLE`].
+
+pub mod direct_response;
+pub mod echo;
+pub mod http_connection_manager;
+pub mod tcp_proxy;
+
+use crate::{
+    base::{ConnectionInfo, Drain},
+    http::{Thread, thread::RouteSlot},
+    observe::{access_log::LogWriter, stream_info::Metadata},
+    transport::Io,
+    upstream::Names,
+};
+use std::{collections::HashMap, future::Future, pin::Pin, rc::Rc, sync::Arc};
+use weft_config::{
+    Context, config_source::ConfigSource, http_connection_manager::FilterConfig, listener::NetworkFilter as Config,
+};
+use weft_control_api::Any;
+
+/// A connection that passed the listener filters and found its chain.
+pub struct Connection {
+    pub io: Io,
+    pub info: Rc<ConnectionInfo>,
+    /// Fires when the listener, its chain or the server drains.
+    pub drain: Drain,
+    pub thread: Rc<Thread>,
+    /// What listener filters found.
+    pub dynamic_metadata: Metadata,
+}
+
+/// What filters need to know of their listener.
+#[derive(Clone, Debug)]
+pub struct ListenerFacts {
+    /// `listener.<this>.*`
+    pub stat_name: Arc<str>,
+    pub metadata: Option<Arc<Metadata>>,
+    /// Bytes that may wait in a connection's buffers.
+    pub buffer_limit: usize,
+    pub is_inbound: bool,
+}
+
+/// What compiling a filter may use and leave.
+pub struct CompileContext<'a> {
+    pub names: &'a mut Names,
+    pub log_writer: &'a LogWriter,
+    pub listener: ListenerFacts,
+    /// Route configurations that the listener refers to, with their slots.
+    pub routes: &'a mut RouteSlots,
+}
+
+/// Slots of route configurations by name, given once and kept.
+#[derive(Debug, Default)]
+pub struct RouteSlots {
+    slots: HashMap<String, (RouteSlot, ConfigSource)>,
+    /// Those that were asked for since [`RouteSlots::take_wanted`].
+    wanted: Vec<String>,
+}
+
+impl RouteSlots {
+    /// The slot of a route configuration.
+    pub fn slot(&mut self, name: &str, source: &ConfigSource) -> RouteSlot {
+        self.wanted.push(name.to_owned());
+        let next = RouteSlot(u32::try_from(self.slots.len()).unwrap_or(u32::MAX));
+        self.slots.entry(name.to_owned()).or_insert_with(|| (next, source.clone())).0
+    }
+
+    /// The names asked for since the last call: what one listener refers to.
+    pub fn take_wanted(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.wanted)
+    }
+
+    pub fn get(&self, name: &str) -> Option<&(RouteSlot, ConfigSource)> {
+        self.slots.get(name)
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+}
+
+/// A terminal filter's compiled configuration, shared by all workers.
+pub trait NetworkFilter: Send + Sync {
+    /// One worker's part: its stats, options and caches.
+    fn activate(self: Arc<Self>, thread: &Rc<Thread>) -> Rc<dyn Terminal>;
+}
+
+/// One worker's part of a terminal filter.
+pub trait Terminal {
+    /// Runs a connection to its end. Dropping the future closes it.
+    fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>>;
+}
+
+/// How a filter's configuration is read.
+struct Factory {
+    /// Full name of the configuration's message type.
+    type_name: &'static str,
+    compile: fn(&Any, &mut CompileContext<'_>, &mut Context) -> Option<Arc<dyn NetworkFilter>>,
+}
+
+/// Every network filter there is.
+const TABLE: &[Factory] = &[
+    Factory { type_name: http_connection_manager::TYPE, compile: http_connection_manager::compile },
+    Factory { type_name: tcp_proxy::TYPE, compile: tcp_proxy::compile },
+    Factory { type_name: echo::TYPE, compile: echo::compile },
+    Factory { type_name: direct_response::TYPE, compile: direct_response::compile },
+];
+
+/// Compiles a chain's filters; `None` with problems reported, or if there are none (the connection is then closed).
+pub fn compile(
+    filters: &[Config],
+    compile: &mut CompileContext<'_>,
+    cx: &mut Context,
+) -> Option<Arc<dyn NetworkFilter>> {
+    let last = filters.len().checked_sub(1)?;
+    let mut terminal = None;
+    for (i, filter) in filters.iter().enumerate() {
+        cx.element("filters", i, |cx| {
+            let FilterConfig::Typed(any) = &filter.config else {
+                cx.problem_at("config_discovery", "is not supported");
+                return;
+            };
+            let type_name = any.type_url.rsplit('/').next().unwrap_or_default();
+            let Some(factory) = TABLE.iter().find(|factory| factory.type_name == type_name) else {
+                let known: Vec<_> = TABLE.iter().map(|factory| factory.type_name).collect();
+                cx.problem_at(
+                    "typed_config",
+                    format!("found {type_name}, which is not supported; allowed: {}", known.join(", ")),
+                );
+                return;
+            };
+            if i < last {
+                cx.problem(format!(
+                    "terminal filter named {} of type {type_name} must be the last filter in a network filter chain",
+                    filter.name
+                ));
+            }
+            terminal = cx.field("typed_config", |cx| (factory.compile)(any, compile, cx));
+        });
+    }
+    terminal
+}

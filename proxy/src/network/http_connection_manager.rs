@@ -1,0 +1,229 @@
+//! `envoy.filters.network.http_connection_manager`: HTTP on a connection. What it does is in [`crate::http`].
+
+use super::{CompileContext, Connection, NetworkFilter, Terminal};
+use crate::{
+    http::{
+        Thread, codec,
+        codec::{Codec, ConnectionEvent, ServerOptions},
+        connection::{HttpConnection, Service},
+        connection_manager::{ConnectionManager, Routes},
+        h1, h2,
+        stats::{ConnectionManagerStats, ListenerHttpStats},
+    },
+    route::RouteTable,
+};
+use std::{cell::Cell, future::Future, pin::Pin, rc::Rc, sync::Arc, time::Duration};
+use weft_config::{
+    Context,
+    http_connection_manager::{CodecType, HttpConnectionManager, RouteSource},
+    http_protocol_options::HeadersWithUnderscoresAction,
+};
+use weft_control_api::{Any, envoy::extensions::filters::network::http_connection_manager::v3 as pb};
+
+pub const TYPE: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+
+struct Manager(Arc<ConnectionManager>);
+
+pub fn compile(any: &Any, compile: &mut CompileContext<'_>, cx: &mut Context) -> Option<Arc<dyn NetworkFilter>> {
+    let config: pb::HttpConnectionManager = cx.unpack("", any)?;
+    let config = HttpConnectionManager::from_proto(config, cx)?;
+    let routes = match &config.routes {
+        RouteSource::Inline(routes) => {
+            Routes::Inline(Arc::new(cx.field("route_config", |cx| RouteTable::compile(routes, compile.names, cx))))
+        }
+        RouteSource::Rds { config_source, name } => Routes::Rds(compile.routes.slot(name, config_source)),
+    };
+    let manager = ConnectionManager::compile(config, routes, &compile.listener, compile.log_writer, cx);
+    Some(Arc::new(Manager(Arc::new(manager))))
+}
+
+/// One worker's part.
+struct Active {
+    manager: Arc<ConnectionManager>,
+    options: ServerOptions,
+    codec: Option<Codec>,
+    stats: Arc<ConnectionManagerStats>,
+    listener_stats: Arc<ListenerHttpStats>,
+}
+
+impl NetworkFilter for Manager {
+    fn activate(self: Arc<Self>, thread: &Rc<Thread>) -> Rc<dyn Terminal> {
+        let manager = self.0.clone();
+        let config = &manager.config;
+        let registry = &thread.registry;
+        let prefix = config.stat_prefix.trim_end_matches('.').replace(':', "_");
+        let h2_stats: Arc<_> = registry.attach("http2");
+        Rc::new(Active {
+            options: ServerOptions { h1: Rc::new(h1_options(&manager)), h2: Rc::new(h2_options(&manager, h2_stats)) },
+            codec: match config.codec_type {
+                CodecType::Http1 => Some(Codec::Http1),
+                CodecType::Http2 => Some(Codec::Http2),
+                CodecType::Auto | CodecType::Http3 => None,
+            },
+            stats: registry.attach(&format!("http.{prefix}")),
+            listener_stats: registry.attach(&format!("listener.{}.http.{prefix}", manager.listener_stat_name)),
+            manager,
+        })
+    }
+}
+
+fn some(duration: Duration) -> Option<Duration> {
+    (!duration.is_zero()).then_some(duration)
+}
+
+fn h1_options(manager: &ConnectionManager) -> h1::ServerOptions {
+    let config = &manager.config;
+    let mut http1 = config.http1.clone();
+    http1.override_stream_error_on_invalid_http_message =
+        http1.override_stream_error_on_invalid_http_message.or(config.stream_error_on_invalid_http_message);
+    h1::ServerOptions {
+        http1,
+        limits: h1::HeadLimits {
+            bytes: config.max_request_headers_kb as usize * 1024,
+            headers: config.common.max_headers_count as usize,
+        },
+        buffer_limit: manager.buffer_limit,
+        idle_timeout: config.common.idle_timeout,
+        request_headers_timeout: some(config.request_headers_timeout),
+        stream_idle_timeout: some(config.stream_idle_timeout),
+        max_connection_duration: config.common.max_connection_duration,
+        drain_timeout: config.drain_timeout,
+        delayed_close_timeout: some(config.delayed_close_timeout),
+        max_requests_per_connection: config.common.max_requests_per_connection.filter(|n| *n > 0),
+    }
+}
+
+fn h2_options(manager: &ConnectionManager, stats: Arc<h2::Http2Stats>) -> h2::ServerOptions {
+    let config = &manager.config;
+    let http2 = &config.http2;
+    let default = h2::Http2Options::default();
+    h2::ServerOptions {
+        http2: h2::Http2Options {
+            hpack_table_size: http2.hpack_table_size,
+            max_concurrent_streams: http2.max_concurrent_streams,
+            initial_stream_window_size: http2.initial_stream_window_size,
+            initial_connection_window_size: http2.initial_connection_window_size,
+            allow_connect: http2.allow_connect,
+            max_consecutive_inbound_frames_with_empty_payload: http2.max_consecutive_inbound_frames_with_empty_payload,
+            max_inbound_priority_frames_per_stream: http2.max_inbound_priority_frames_per_stream,
+            max_inbound_window_update_frames_per_data_frame_sent: http2
+                .max_inbound_window_update_frames_per_data_frame_sent,
+            stream_reset_burst: http2.stream_reset_burst.unwrap_or(default.stream_reset_burst),
+            stream_reset_rate: http2.stream_reset_rate.unwrap_or(default.stream_reset_rate),
+            stream_error_on_invalid_http_message: http2
+                .override_stream_error_on_invalid_http_message
+                .or(config.stream_error_on_invalid_http_message)
+                .unwrap_or_default(),
+            custom_settings_parameters: http2.custom_settings_parameters.clone(),
+            connection_keepalive: http2.connection_keepalive.as_ref().map(|k| h2::Keepalive {
+                interval: k.interval,
+                timeout: k.timeout,
+                interval_jitter: k.interval_jitter,
+                connection_idle_interval: k.connection_idle_interval,
+            }),
+        },
+        max_request_headers_kb: config.max_request_headers_kb,
+        max_headers_count: config.common.max_headers_count,
+        headers_with_underscores_action: match config.common.headers_with_underscores_action {
+            HeadersWithUnderscoresAction::Allow => h2::UnderscoreAction::Allow,
+            HeadersWithUnderscoresAction::RejectRequest => h2::UnderscoreAction::RejectRequest,
+            HeadersWithUnderscoresAction::DropHeader => h2::UnderscoreAction::DropHeader,
+        },
+        idle_timeout: config.common.idle_timeout,
+        max_connection_duration: config.common.max_connection_duration,
+        max_requests_per_connection: config.common.max_requests_per_connection.filter(|n| *n > 0),
+        drain_timeout: config.drain_timeout,
+        delayed_close_timeout: some(config.delayed_close_timeout),
+        stats,
+    }
+}
+
+impl Terminal for Active {
+    fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(async move {
+            let Connection { io, info, drain, thread, dynamic_metadata } = connection;
+            let counted = Counted::new(self.stats.clone());
+            let connection = HttpConnection::new(
+                thread,
+                self.manager.clone(),
+                info,
+                self.stats.clone(),
+                self.listener_stats.clone(),
+                drain.child(),
+                dynamic_metadata,
+            );
+            let own_drain = connection.drain.clone();
+            let event = |event| counted.event(event);
+            codec::serve(io, self.codec, self.options.clone(), Service(connection.clone()), own_drain, event).await;
+            counted.active_requests.set(connection.active.get() > 0);
+        })
+    }
+}
+
+/// Counts the connection as long as it lives.
+struct Counted {
+    stats: Arc<ConnectionManagerStats>,
+    start: std::time::Instant,
+    codec: Cell<Option<Codec>>,
+    active_requests: Cell<bool>,
+    closed_by_us: Cell<bool>,
+}
+
+impl Counted {
+    fn new(stats: Arc<ConnectionManagerStats>) -> Self {
+        stats.downstream_cx_total.inc();
+        stats.downstream_cx_active.inc();
+        Self {
+            stats,
+            start: std::time::Instant::now(),
+            codec: Cell::new(None),
+            active_requests: Cell::new(false),
+            closed_by_us: Cell::new(false),
+        }
+    }
+
+    fn event(&self, event: ConnectionEvent) {
+        let stats = &self.stats;
+        match event {
+            ConnectionEvent::Codec(codec) => {
+                self.codec.set(Some(codec));
+                let (total, active) = match codec {
+                    Codec::Http1 => (&stats.downstream_cx_http1_total, &stats.downstream_cx_http1_active),
+                    Codec::Http2 => (&stats.downstream_cx_http2_total, &stats.downstream_cx_http2_active),
+                };
+                total.inc();
+                active.inc();
+                return;
+            }
+            ConnectionEvent::IdleTimeout => stats.downstream_cx_idle_timeout.inc(),
+            ConnectionEvent::MaxDuration => stats.downstream_cx_max_duration_reached.inc(),
+            ConnectionEvent::MaxRequests => stats.downstream_cx_max_requests_reached.inc(),
+            ConnectionEvent::ProtocolError => stats.downstream_cx_protocol_error.inc(),
+        }
+        self.closed_by_us.set(true);
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let stats = &self.stats;
+        stats.downstream_cx_active.dec();
+        match self.codec.get() {
+            Some(Codec::Http1) => stats.downstream_cx_http1_active.dec(),
+            Some(Codec::Http2) => stats.downstream_cx_http2_active.dec(),
+            None => {}
+        }
+        stats.downstream_cx_destroy.inc();
+        let (by, by_active) = if self.closed_by_us.get() {
+            (&stats.downstream_cx_destroy_local, &stats.downstream_cx_destroy_local_active_rq)
+        } else {
+            (&stats.downstream_cx_destroy_remote, &stats.downstream_cx_destroy_remote_active_rq)
+        };
+        by.inc();
+        if self.active_requests.get() {
+            by_active.inc();
+            stats.downstream_cx_destroy_active_rq.inc();
+        }
+        stats.downstream_cx_length_ms.record(self.start.elapsed().as_millis() as u64);
+    }
+}
