@@ -4,9 +4,16 @@
 //! reading sums over the workers' groups of one name. Writing is a plain load and store: no locks, no atomic
 //! read-modify-write. Invariant: one instance of a group is written by one thread only.
 
-use std::sync::Arc;
+mod histogram;
+mod process;
+mod registry;
+
+pub use histogram::{Bucket, DEFAULT_BOUNDS, Distribution, Histogram, QUANTILES, Unit};
+pub use process::*;
+pub use registry::{Registry, Stat, StatFilter, StatKind, StatValue};
+
 use std::sync::{
-    Mutex, OnceLock,
+    Mutex, OnceLock, PoisonError,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -28,25 +35,43 @@ impl Counter {
     }
 }
 
-/// A level. One worker's part may be negative for a moment (stored in two's complement); the sum is what counts.
+/// A level. One worker's part may be negative for a moment; the sum is what counts.
+///
+/// The highest bit says that it was ever written; the level is what the others hold, in two's complement.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 
 impl Gauge {
+    const USED: u64 = 1 << 63;
+
     pub fn inc(&self) {
-        self.0.store(self.0.load(Relaxed).wrapping_add(1), Relaxed);
+        self.set(self.0.load(Relaxed).wrapping_add(1));
     }
 
     pub fn dec(&self) {
-        self.0.store(self.0.load(Relaxed).wrapping_sub(1), Relaxed);
+        self.set(self.0.load(Relaxed).wrapping_sub(1));
+    }
+
+    pub fn add(&self, n: u64) {
+        self.set(self.0.load(Relaxed).wrapping_add(n));
+    }
+
+    pub fn sub(&self, n: u64) {
+        self.set(self.0.load(Relaxed).wrapping_sub(n));
     }
 
     pub fn set(&self, value: u64) {
-        self.0.store(value, Relaxed);
+        self.0.store(value | Self::USED, Relaxed);
     }
 
+    /// The level, in two's complement of 64 bits.
     pub fn get(&self) -> u64 {
-        self.0.load(Relaxed)
+        ((self.0.load(Relaxed) << 1) as i64 >> 1) as u64
+    }
+
+    /// True if it was ever written.
+    pub fn is_used(&self) -> bool {
+        self.0.load(Relaxed) & Self::USED != 0
     }
 }
 
@@ -82,67 +107,17 @@ impl CodeCounters {
     }
 }
 
-/// What a histogram's values are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
-    Milliseconds,
-    Microseconds,
-    Bytes,
-    Percent,
-    Unspecified,
-}
+/// A line of text, such as the version of a configuration. Not for the data path.
+#[derive(Debug, Default)]
+pub struct TextReadout(Mutex<String>);
 
-/// A distribution of values; allocated on the first value.
-#[derive(Debug)]
-pub struct Histogram {
-    pub unit: Unit,
-    buckets: OnceLock<Box<[AtomicU64]>>,
-    sum: AtomicU64,
-}
-
-impl Histogram {
-    pub const fn new(unit: Unit) -> Self {
-        Self { unit, buckets: OnceLock::new(), sum: AtomicU64::new(0) }
+impl TextReadout {
+    pub fn set(&self, text: &str) {
+        text.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Records one value.
-    pub fn record(&self, value: u64) {
-        let buckets = self.buckets.get_or_init(|| (0..Self::BUCKETS).map(|_| AtomicU64::new(0)).collect());
-        if let Some(bucket) = buckets.get(Self::index(value)) {
-            bucket.store(bucket.load(Relaxed) + 1, Relaxed);
-        }
-        self.sum.store(self.sum.load(Relaxed).wrapping_add(value), Relaxed);
-    }
-
-    /// 90 buckets for each decimal exponent, as libcircllhist has them, up to 10^12.
-    const BUCKETS: usize = 10 + 90 * 11;
-
-    fn index(value: u64) -> usize {
-        let (mut mantissa, mut exponent) = (value, 0);
-        while mantissa >= 100 {
-            mantissa /= 10;
-            exponent += 1;
-        }
-        if mantissa < 10 {
-            mantissa as usize
-        } else {
-            (10 + exponent * 90 + mantissa as usize - 10).min(Self::BUCKETS - 1)
-        }
-    }
-
-    /// (lower bound of the bucket, its width, count) of every bucket that holds values, and the sum of all values.
-    pub fn read(&self) -> (Vec<(u64, u64, u64)>, u64) {
-        let buckets = self.buckets.get().map(|b| &b[..]).unwrap_or_default();
-        let filled = buckets.iter().enumerate().filter_map(|(i, count)| {
-            let (low, width) = if i < 10 {
-                (i as u64, 1)
-            } else {
-                let scale = 10u64.pow(((i - 10) / 90) as u32);
-                (((i - 10) % 90 + 10) as u64 * scale, scale)
-            };
-            Some((low, width, count.load(Relaxed))).filter(|(_, _, count)| *count > 0)
-        });
-        (filled.collect(), self.sum.load(Relaxed))
+    pub fn get(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -152,6 +127,28 @@ pub enum StatRef<'a> {
     Counter(&'a Counter),
     Gauge(&'a Gauge),
     Histogram(&'a Histogram),
+    Text(&'a TextReadout),
+}
+
+impl StatRef<'_> {
+    /// True if it was ever written.
+    pub fn is_used(&self) -> bool {
+        match self {
+            Self::Counter(counter) => counter.get() > 0,
+            Self::Gauge(gauge) => gauge.is_used(),
+            Self::Histogram(histogram) => histogram.is_used(),
+            Self::Text(text) => !text.get().is_empty(),
+        }
+    }
+
+    pub fn kind(&self) -> StatKind {
+        match self {
+            Self::Counter(_) => StatKind::Counter,
+            Self::Gauge(_) => StatKind::Gauge,
+            Self::Histogram(_) => StatKind::Histogram,
+            Self::Text(_) => StatKind::Text,
+        }
+    }
 }
 
 /// A struct of stats, made by [`stats!`](crate::stats).
@@ -170,6 +167,7 @@ pub trait StatGroup: Send + Sync {
 ///         gauge upstream_cx_active,
 ///         codes upstream_rq,
 ///         histogram(Milliseconds) upstream_rq_time,
+///         text version_text,
 ///     }
 /// }
 /// let stats = ExampleStats::default();
@@ -198,6 +196,7 @@ macro_rules! stats {
     (@type gauge) => { $crate::observe::stats::Gauge };
     (@type codes) => { $crate::observe::stats::CodeCounters };
     (@type histogram) => { $crate::observe::stats::Histogram };
+    (@type text) => { $crate::observe::stats::TextReadout };
     (@new histogram $unit:ident) => { $crate::observe::stats::Histogram::new($crate::observe::stats::Unit::$unit) };
     (@new $kind:ident) => { Default::default() };
     (@name $name:ident) => { stringify!($name) };
@@ -206,44 +205,24 @@ macro_rules! stats {
     (@visit gauge $stat:expr, $name:expr, $visit:ident) => { $visit($name, $crate::observe::stats::StatRef::Gauge(&$stat)) };
     (@visit codes $stat:expr, $name:expr, $visit:ident) => { $stat.visit($name, $visit) };
     (@visit histogram $stat:expr, $name:expr, $visit:ident) => { $visit($name, $crate::observe::stats::StatRef::Histogram(&$stat)) };
+    (@visit text $stat:expr, $name:expr, $visit:ident) => { $visit($name, $crate::observe::stats::StatRef::Text(&$stat)) };
 }
 
-/// All groups of the process, by prefix. Shared by every thread; never touched on the data path.
-#[derive(Clone, Default)]
-pub struct Registry(Arc<Mutex<Vec<Entry>>>);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-struct Entry {
-    prefix: Arc<str>,
-    group: Arc<dyn StatGroup>,
-}
-
-impl Registry {
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Makes a group below `prefix` (`cluster.foo`, without the last dot) visible and returns it for one thread to write.
-    /// It stays until [`Registry::detach`] of that prefix.
-    pub fn attach<G: StatGroup + Default + 'static>(&self, prefix: &str) -> Arc<G> {
-        let group = Arc::new(G::default());
-        if let Ok(mut entries) = self.0.lock() {
-            entries.push(Entry { prefix: prefix.into(), group: group.clone() });
-        }
-        group
-    }
-
-    /// Forgets all groups below `prefix`.
-    pub fn detach(&self, prefix: &str) {
-        if let Ok(mut entries) = self.0.lock() {
-            entries.retain(|entry| &*entry.prefix != prefix);
-        }
-    }
-
-    /// Visits every stat of every group with its full name; names repeat, once for each writer.
-    pub fn visit(&self, visit: &mut dyn FnMut(&str, StatRef<'_>)) {
-        let Ok(entries) = self.0.lock() else { return };
-        for entry in entries.iter() {
-            entry.group.visit(&mut |name, stat| visit(&format!("{}.{name}", entry.prefix), stat));
-        }
+    #[test]
+    fn gauges_go_below_zero_and_know_if_they_were_used() {
+        let gauge = Gauge::default();
+        assert!(!gauge.is_used());
+        gauge.dec();
+        gauge.dec();
+        assert_eq!(gauge.get() as i64, -2);
+        gauge.add(5);
+        gauge.sub(3);
+        assert_eq!((gauge.get(), gauge.is_used()), (0, true));
+        gauge.set(u64::from(u32::MAX));
+        assert_eq!(gauge.get(), 4_294_967_295);
     }
 }
