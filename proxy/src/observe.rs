@@ -2,7 +2,10 @@
 
 pub mod access_log;
 pub mod format;
+pub mod prometheus;
 pub mod stats;
+pub mod stats_text;
 pub mod stream_info;
+pub mod tags;
 
 pub use stream_info::StreamInfo;

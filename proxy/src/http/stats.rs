@@ -29,7 +29,7 @@ stats! {
         counter downstream_cx_upgrades_total,
         counter downstream_flow_control_paused_reading_total,
         counter downstream_flow_control_resumed_reading_total,
-        codes downstream_rq,
+        classes downstream_rq,
         counter downstream_rq_failed_path_normalization,
         counter downstream_rq_header_timeout,
         counter downstream_rq_http1_total,
@@ -79,6 +79,6 @@ stats! {
 stats! {
     /// `http.PREFIX.rds.NAME.*` has its own group; this one is `listener.ADDRESS.http.PREFIX.*`.
     pub struct ListenerHttpStats {
-        codes downstream_rq,
+        classes downstream_rq,
     }
 }

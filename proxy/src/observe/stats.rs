@@ -93,16 +93,41 @@ impl CodeCounters {
         codes[usize::from(code % 100)].inc();
     }
 
-    /// Visits `<name>_completed`, the classes, and the codes that were counted.
+    /// Visits `<name>_completed`, and the classes and codes that were counted.
     pub fn visit(&self, name: &str, visit: &mut dyn FnMut(&str, StatRef<'_>)) {
         visit(&format!("{name}_completed"), StatRef::Counter(&self.completed));
-        for (i, class) in self.classes.iter().enumerate() {
+        for (i, class) in self.classes.iter().enumerate().filter(|(_, class)| class.get() > 0) {
             visit(&format!("{name}_{}xx", i + 1), StatRef::Counter(class));
             for (j, code) in self.codes[i].get().into_iter().flat_map(|codes| codes.iter().enumerate()) {
                 if code.get() > 0 {
                     visit(&format!("{name}_{}", (i + 1) * 100 + j), StatRef::Counter(code));
                 }
             }
+        }
+    }
+}
+
+/// Counts by class of response code: `<name>_1xx` to `<name>_5xx`, and `<name>_completed`.
+#[derive(Debug, Default)]
+pub struct ClassCounters {
+    classes: [Counter; 5],
+    completed: Counter,
+}
+
+impl ClassCounters {
+    /// Counts a response of `code` (100 to 599; others count as completed only).
+    pub fn inc(&self, code: u16) {
+        self.completed.inc();
+        if let Some(class) = usize::from(code / 100).checked_sub(1).and_then(|class| self.classes.get(class)) {
+            class.inc();
+        }
+    }
+
+    /// Visits `<name>_completed` and the classes.
+    pub fn visit(&self, name: &str, visit: &mut dyn FnMut(&str, StatRef<'_>)) {
+        visit(&format!("{name}_completed"), StatRef::Counter(&self.completed));
+        for (i, class) in self.classes.iter().enumerate() {
+            visit(&format!("{name}_{}xx", i + 1), StatRef::Counter(class));
         }
     }
 }
@@ -166,6 +191,7 @@ pub trait StatGroup: Send + Sync {
 ///         counter upstream_cx_total,
 ///         gauge upstream_cx_active,
 ///         codes upstream_rq,
+///         classes downstream_rq,
 ///         histogram(Milliseconds) upstream_rq_time,
 ///         text version_text,
 ///     }
@@ -196,6 +222,7 @@ macro_rules! stats {
     (@type gauge) => { $crate::observe::stats::Gauge };
     (@type codes) => { $crate::observe::stats::CodeCounters };
     (@type histogram) => { $crate::observe::stats::Histogram };
+    (@type classes) => { $crate::observe::stats::ClassCounters };
     (@type text) => { $crate::observe::stats::TextReadout };
     (@new histogram $unit:ident) => { $crate::observe::stats::Histogram::new($crate::observe::stats::Unit::$unit) };
     (@new $kind:ident) => { Default::default() };
@@ -204,6 +231,7 @@ macro_rules! stats {
     (@visit counter $stat:expr, $name:expr, $visit:ident) => { $visit($name, $crate::observe::stats::StatRef::Counter(&$stat)) };
     (@visit gauge $stat:expr, $name:expr, $visit:ident) => { $visit($name, $crate::observe::stats::StatRef::Gauge(&$stat)) };
     (@visit codes $stat:expr, $name:expr, $visit:ident) => { $stat.visit($name, $visit) };
+    (@visit classes $stat:expr, $name:expr, $visit:ident) => { $stat.visit($name, $visit) };
     (@visit histogram $stat:expr, $name:expr, $visit:ident) => { $visit($name, $crate::observe::stats::StatRef::Histogram(&$stat)) };
     (@visit text $stat:expr, $name:expr, $visit:ident) => { $visit($name, $crate::observe::stats::StatRef::Text(&$stat)) };
 }
