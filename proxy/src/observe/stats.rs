@@ -96,6 +96,17 @@ impl CodeCounters {
     /// Visits `<name>_completed`, and the classes and codes that were counted.
     pub fn visit(&self, name: &str, visit: &mut dyn FnMut(&str, StatRef<'_>)) {
         visit(&format!("{name}_completed"), StatRef::Counter(&self.completed));
+        self.visit_counted(name, visit);
+    }
+
+    /// Visits what [`CodeCounters::visit`] does, but nothing before the first response.
+    pub fn visit_lazily(&self, name: &str, visit: &mut dyn FnMut(&str, StatRef<'_>)) {
+        if self.completed.get() > 0 {
+            self.visit(name, visit);
+        }
+    }
+
+    fn visit_counted(&self, name: &str, visit: &mut dyn FnMut(&str, StatRef<'_>)) {
         for (i, class) in self.classes.iter().enumerate().filter(|(_, class)| class.get() > 0) {
             visit(&format!("{name}_{}xx", i + 1), StatRef::Counter(class));
             for (j, code) in self.codes[i].get().into_iter().flat_map(|codes| codes.iter().enumerate()) {
@@ -182,7 +193,7 @@ pub trait StatGroup: Send + Sync {
     fn visit(&self, visit: &mut dyn FnMut(&str, StatRef<'_>));
 }
 
-/// Declares a group of stats with Envoy's names.
+/// Declares a group of stats with Envoy's names. `lazy_codes` and `lazy_histogram` are not there before their first value.
 ///
 /// ```
 /// weft_proxy::stats! {
@@ -222,15 +233,24 @@ macro_rules! stats {
     (@type gauge) => { $crate::observe::stats::Gauge };
     (@type codes) => { $crate::observe::stats::CodeCounters };
     (@type histogram) => { $crate::observe::stats::Histogram };
+    (@type lazy_codes) => { $crate::observe::stats::CodeCounters };
+    (@type lazy_histogram) => { $crate::observe::stats::Histogram };
     (@type classes) => { $crate::observe::stats::ClassCounters };
     (@type text) => { $crate::observe::stats::TextReadout };
     (@new histogram $unit:ident) => { $crate::observe::stats::Histogram::new($crate::observe::stats::Unit::$unit) };
+    (@new lazy_histogram $unit:ident) => { $crate::stats!(@new histogram $unit) };
     (@new $kind:ident) => { Default::default() };
     (@name $name:ident) => { stringify!($name) };
     (@name $name:ident $wire:literal) => { $wire };
     (@visit counter $stat:expr, $name:expr, $visit:ident) => { $visit($name, $crate::observe::stats::StatRef::Counter(&$stat)) };
     (@visit gauge $stat:expr, $name:expr, $visit:ident) => { $visit($name, $crate::observe::stats::StatRef::Gauge(&$stat)) };
     (@visit codes $stat:expr, $name:expr, $visit:ident) => { $stat.visit($name, $visit) };
+    (@visit lazy_codes $stat:expr, $name:expr, $visit:ident) => { $stat.visit_lazily($name, $visit) };
+    (@visit lazy_histogram $stat:expr, $name:expr, $visit:ident) => {
+        if $stat.is_used() {
+            $crate::stats!(@visit histogram $stat, $name, $visit);
+        }
+    };
     (@visit classes $stat:expr, $name:expr, $visit:ident) => { $stat.visit($name, $visit) };
     (@visit histogram $stat:expr, $name:expr, $visit:ident) => { $visit($name, $crate::observe::stats::StatRef::Histogram(&$stat)) };
     (@visit text $stat:expr, $name:expr, $visit:ident) => { $visit($name, $crate::observe::stats::StatRef::Text(&$stat)) };
