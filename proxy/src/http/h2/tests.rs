@@ -437,3 +437,24 @@ fn silent_peers_are_found_by_ping() {
         assert_eq!(options.stats.keepalive_timeout.get(), 1);
     });
 }
+
+#[test]
+fn invalid_messages_end_the_connection_or_their_stream() {
+    for stream_error in [false, true] {
+        run(|| async move {
+            let mut options = ServerOptions::default();
+            options.http2.stream_error_on_invalid_http_message = stream_error;
+            let world = World::new(options, ClientOptions::default()).await;
+            world.get("/").await.expect("answered");
+            let mut stream = world.client.start();
+            let mut request = RequestHead::new(Method::GET, "/");
+            request.authority = Bytes::from_static(b"user@h");
+            stream.send_head(request, true).expect("sendable");
+            let error = answer(&mut stream).await.err().expect("refused");
+            let reason = if stream_error { ResetReason::RemoteReset } else { ResetReason::ConnectionTermination };
+            assert_eq!(error.reason, reason);
+            assert_eq!(world.toy.0.rejected.take(), ["http2.violation.of.messaging.rule"]);
+            assert_eq!(world.client.can_take_stream(), stream_error);
+        });
+    }
+}

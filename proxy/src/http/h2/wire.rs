@@ -691,3 +691,48 @@ impl AsyncWrite for WireIo {
         self.0.poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        frame.extend([kind, flags]);
+        frame.extend(stream.to_be_bytes());
+        frame.extend(payload);
+        frame
+    }
+
+    #[test]
+    fn frames_are_seen_however_they_are_cut() {
+        let mut bytes = vec![0; 24];
+        bytes.extend(frame(kind::HEADERS, 5, 1, b"abc"));
+        bytes.extend(frame(kind::GOAWAY, 0, 0, &[0, 0, 0, 7, 0, 0, 0, 2, 9, 9]));
+        bytes.extend(frame(kind::DATA, 1, 3, b""));
+        for size in 1..bytes.len() {
+            let (mut scan, mut seen) = (Scan::new(24), Vec::new());
+            for piece in bytes.chunks(size) {
+                scan.feed(piece, |frame, payload| seen.push((frame.kind, frame.stream, payload.map(|p| p[3]))));
+            }
+            assert_eq!(seen, [(1, 1, None), (7, 0, None), (7, 0, Some(7)), (0, 3, None)], "pieces of {size}");
+            assert!(scan.at_boundary());
+        }
+    }
+
+    #[test]
+    fn floods_end_where_envoy_ends_them() {
+        let stats = Http2Stats::default();
+        let head = |kind, length| FrameHead { length, kind, flags: 0, stream: 1 };
+        let mut budget = Budget::new(&Http2Options::default());
+        let mut allowed =
+            |kind, length| (0..10_000).take_while(|_| budget.received(head(kind, length), &stats)).count();
+        assert_eq!(allowed(kind::DATA, 0), 1);
+        assert_eq!(allowed(kind::PRIORITY, 5), 100);
+        assert_eq!(allowed(kind::WINDOW_UPDATE, 4), 5);
+        assert_eq!(allowed(kind::DATA, 1), 10_000);
+        let now = budget.resets_at;
+        assert_eq!((0..2000).take_while(|_| budget.reset(now)).count(), 1000);
+        assert!(budget.reset(now + std::time::Duration::from_secs(40)));
+    }
+}
