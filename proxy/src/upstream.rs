@@ -23,6 +23,6 @@ pub use connection::{ClosedBy, UpstreamConnection};
 pub use host::{Host, HostSet, HostState};
 pub use names::{ClusterId, Names};
 pub use raw_stream::RawStream;
-pub use stats::ClusterStats;
+pub use stats::{ClusterStats, EdsStats};
 pub use thread::{LbContext, ProtocolChoice, StreamRequest, ThreadCluster, ThreadHost, Upstreams};
 pub use weft_config::route::Priority;

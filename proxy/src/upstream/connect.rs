@@ -90,7 +90,7 @@ async fn one(target: &Target, address: &Address) -> Result<Connected, ConnectErr
         Address::Unix(path) => {
             // tokio takes a leading NUL for the abstract namespace.
             let name = path.strip_prefix('@').map_or_else(|| path.to_string(), |name| format!("\0{name}"));
-            let stream = UnixStream::connect(name).await.map_err(|e| immediate(&e))?;
+            let stream = UnixStream::connect(name).await.map_err(|e| immediate(&e, path))?;
             Ok(Connected { local: None, remote: Some(address.clone()), io: Io::Unix(stream) })
         }
         Address::Internal { .. } => Err(ConnectError {
@@ -117,10 +117,10 @@ fn delayed(e: &io::Error) -> ConnectError {
 }
 
 /// The attempt could not even begin.
-fn immediate(e: &io::Error) -> ConnectError {
+fn immediate(e: &io::Error, to: impl std::fmt::Display) -> ConnectError {
     ConnectError {
         reason: ResetReason::RemoteConnectionFailure,
-        details: format!("immediate connect error: {}", words(e)).into(),
+        details: format!("immediate connect error: {}|remote address:{to}", words(e)).into(),
         bind: false,
     }
 }

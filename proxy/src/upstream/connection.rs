@@ -65,7 +65,9 @@ impl UpstreamConnection {
 
     /// The connection is over; later calls have no effect. Dropping it does the same as a close of ours.
     pub fn closed(&self, by: ClosedBy, with_active_stream: bool) {
-        self.tally.close(by, with_active_stream);
+        if self.tally.close(by, with_active_stream) && self.protocol.is_some() {
+            self.tally.shared.stats().upstream_rq_per_cx.record(self.streams.get());
+        }
     }
 }
 
@@ -112,14 +114,17 @@ impl Tally {
         self.host.rq_active.fetch_add(1, Relaxed);
     }
 
-    pub fn failed(&self) {
+    /// It could not be made, by whose doing.
+    pub fn failed(&self, by: ClosedBy) {
         self.shared.stats().upstream_cx_connect_fail.inc();
         self.host.cx_connect_fail.fetch_add(1, Relaxed);
+        self.close(by, false);
     }
 
-    fn close(&self, by: ClosedBy, with_active_stream: bool) {
+    /// True the first time.
+    fn close(&self, by: ClosedBy, with_active_stream: bool) -> bool {
         if !self.open.replace(false) {
-            return;
+            return false;
         }
         let stats = self.shared.stats();
         stats.upstream_cx_active.dec();
@@ -140,6 +145,7 @@ impl Tally {
             self.host.rq_active.fetch_sub(1, Relaxed);
         }
         self.shared.info.breakers.of(self.priority).connections.release();
+        true
     }
 }
 

@@ -42,6 +42,7 @@ pub struct HostState {
     pub cx_total: AtomicU64,
     pub cx_connect_fail: AtomicU64,
     pub rq_active: AtomicU32,
+    pub rq_pending_active: AtomicU32,
     pub rq_total: AtomicU64,
     pub rq_success: AtomicU64,
     pub rq_error: AtomicU64,

@@ -143,6 +143,7 @@ impl Pool {
         }
         stats.upstream_rq_pending_total.inc();
         stats.upstream_rq_pending_active.inc();
+        self.owner.host.borrow().state.rq_pending_active.fetch_add(1, Relaxed);
         let waiter = Rc::<Waiter>::default();
         self.waiting.borrow_mut().push_back(waiter.clone());
         self.connect_if_needed();
@@ -260,6 +261,7 @@ impl Pool {
     fn no_longer_pending(&self) {
         self.shared().info.breakers.of(self.key.priority).pending_requests.release();
         self.shared().stats().upstream_rq_pending_active.dec();
+        self.owner.host.borrow().state.rq_pending_active.fetch_sub(1, Relaxed);
     }
 
     /// The request that waits was given up.
@@ -275,6 +277,7 @@ impl Pool {
     /// Takes a request's place with the breakers and counts it.
     fn begin_request(&self) -> Result<(), StreamError> {
         if !self.shared().info.breakers.of(self.key.priority).requests.try_take() {
+            self.shared().stats().upstream_rq_active_overflow.inc();
             return Err(overflow());
         }
         let stats = self.shared().stats();
@@ -297,3 +300,6 @@ impl Pool {
 pub(super) fn overflow() -> StreamError {
     StreamError::new(Side::Ours, ResetReason::Overflow, "").retry_safe()
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use super::{
     cluster::ClusterInfo,
     connect::{Connect, ConnectError, Connected, Target},
-    connection::Tally,
+    connection::{ClosedBy, Tally},
     host::Host,
     stats::ClusterStats,
 };
@@ -128,14 +128,15 @@ impl Shared {
                 Ok(connected)
             }
             Ok(Err(ConnectError { reason, details, bind })) => {
-                tally.failed();
+                let ours = reason == ResetReason::LocalConnectionFailure;
+                tally.failed(if ours { ClosedBy::Us } else { ClosedBy::Peer });
                 if bind {
                     self.stats().bind_errors.inc();
                 }
                 Err(StreamError::new(Side::Upstream, reason, details).retry_safe())
             }
             Err(_) => {
-                tally.failed();
+                tally.failed(ClosedBy::Us);
                 self.stats().upstream_cx_connect_timeout.inc();
                 Err(StreamError::new(Side::Upstream, ResetReason::ConnectionTimeout, "").retry_safe())
             }

@@ -14,7 +14,6 @@ stats! {
         counter assignment_timeout_received,
         counter assignment_use_cached,
         counter bind_errors,
-        counter init_fetch_timeout,
         counter lb_healthy_panic,
         counter lb_local_cluster_not_ok,
         counter lb_recalculate_zone_structures,
@@ -25,7 +24,6 @@ stats! {
         counter lb_subsets_selected,
         counter lb_zone_cluster_too_small,
         counter lb_zone_no_capacity_left,
-        counter lb_zone_number_differs,
         counter lb_zone_routing_all_directly,
         counter lb_zone_routing_cross_zone,
         counter lb_zone_routing_sampled,
@@ -36,7 +34,6 @@ stats! {
         counter update_empty,
         counter update_failure,
         counter update_no_rebuild,
-        counter update_rejected,
         counter update_success,
         counter upstream_cx_close_notify,
         counter upstream_cx_connect_attempts_exceeded,
@@ -58,6 +55,7 @@ stats! {
         counter upstream_cx_none_healthy,
         counter upstream_cx_overflow,
         counter upstream_cx_pool_overflow,
+        counter upstream_cx_preconnect_skipped,
         counter upstream_cx_protocol_error,
         counter upstream_cx_rx_bytes_total,
         counter upstream_cx_total,
@@ -69,13 +67,14 @@ stats! {
         counter upstream_http3_broken,
         counter upstream_internal_redirect_failed_total,
         counter upstream_internal_redirect_succeeded_total,
+        counter upstream_queue_overloaded,
         codes upstream_rq,
         lazy_codes canary_upstream_rq as "canary.upstream_rq",
         lazy_codes external_upstream_rq as "external.upstream_rq",
         lazy_codes internal_upstream_rq as "internal.upstream_rq",
         counter upstream_rq_0rtt,
+        counter upstream_rq_active_overflow,
         counter upstream_rq_cancelled,
-        counter upstream_rq_drop_overload,
         counter upstream_rq_maintenance_mode,
         counter upstream_rq_max_duration_reached,
         counter upstream_rq_pending_failure_eject,
@@ -90,6 +89,7 @@ stats! {
         counter upstream_rq_retry_overflow,
         counter upstream_rq_retry_success,
         counter upstream_rq_rx_reset,
+        counter upstream_rq_rx_reset_no_error,
         counter upstream_rq_timeout,
         counter upstream_rq_total,
         counter upstream_rq_tx_reset,
@@ -99,7 +99,6 @@ stats! {
         gauge membership_excluded,
         gauge membership_healthy,
         gauge membership_total,
-        gauge update_time,
         gauge upstream_cx_active,
         gauge upstream_cx_rx_bytes_buffered,
         gauge upstream_cx_tx_bytes_buffered,
@@ -111,7 +110,18 @@ stats! {
         lazy_histogram(Milliseconds) internal_upstream_rq_time as "internal.upstream_rq_time",
         histogram(Milliseconds) upstream_cx_connect_ms,
         histogram(Milliseconds) upstream_cx_length_ms,
+        histogram(Unspecified) upstream_rq_per_cx,
         histogram(Milliseconds) upstream_rq_time,
+    }
+}
+
+stats! {
+    /// What the EDS subscription of a cluster adds to [`ClusterStats`], below the same prefix.
+    pub struct EdsStats {
+        counter init_fetch_timeout,
+        counter update_rejected,
+        gauge update_time,
+        histogram(Milliseconds) update_duration,
     }
 }
 
@@ -139,20 +149,15 @@ impl StatGroup for BreakerStats {
         for (priority, resources) in [("default", &breakers.default), ("high", &breakers.high)] {
             let Resources { connections, pending_requests, requests, retries, track_remaining, .. } = resources;
             let all = [
-                ("cx", connections.current(), connections.max()),
-                ("rq_pending", pending_requests.current(), pending_requests.max()),
-                ("rq", requests.current(), requests.max()),
-                ("rq_retry", retries.current(), resources.max_retries()),
+                ("cx", "cx", connections.current(), connections.max()),
+                ("rq_pending", "pending", pending_requests.current(), pending_requests.max()),
+                ("rq", "rq", requests.current(), requests.max()),
+                ("rq_retry", "retries", retries.current(), resources.max_retries()),
             ];
-            for (name, current, max) in all {
+            for (name, left, current, max) in all {
                 show(format!("circuit_breakers.{priority}.{name}_open"), u64::from(current >= max));
                 if *track_remaining {
-                    let name = match name {
-                        "rq_retry" => "retries",
-                        other => other,
-                    };
-                    let left = max.saturating_sub(current);
-                    show(format!("circuit_breakers.{priority}.remaining_{name}"), left.into());
+                    show(format!("circuit_breakers.{priority}.remaining_{left}"), max.saturating_sub(current).into());
                 }
             }
             show(format!("circuit_breakers.{priority}.cx_pool_open"), 0);

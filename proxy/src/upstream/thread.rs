@@ -172,6 +172,9 @@ impl ThreadCluster {
             breaker_stats,
         };
         if context.is_control {
+            if cluster.hosts.hosts().next().is_some() {
+                this.stats().membership_change.inc();
+            }
             this.show_membership(&cluster.hosts);
         }
         Rc::new(this)

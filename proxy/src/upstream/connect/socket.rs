@@ -18,15 +18,17 @@ pub(super) async fn connect(
     keepalive: Option<TcpKeepalive>,
 ) -> Result<TcpStream, ConnectError> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-    let socket = socket.map_err(|e| immediate(&e))?;
+    let socket = socket.map_err(|e| immediate(&e, address))?;
     if let Some(bind) = bind {
         self::bind(&socket, bind, address)?;
     }
     if let Some(keepalive) = keepalive {
-        keep_alive(&socket, keepalive).map_err(|e| option(&e))?;
+        keep_alive(&socket, keepalive).map_err(|_| option_failed())?;
     }
     let stream = socket.connect(address).await.map_err(|e| match e.raw_os_error() {
-        Some(libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::EINVAL | libc::EACCES | libc::EPERM) => immediate(&e),
+        Some(libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::EINVAL | libc::EACCES | libc::EPERM) => {
+            immediate(&e, address)
+        }
         _ => delayed(&e),
     })?;
     // Without it small writes wait; it cannot fail on a socket that is connected.
@@ -42,18 +44,18 @@ fn bind(socket: &TcpSocket, bind: &BindConfig, to: SocketAddr) -> Result<(), Con
         .map(|extra| (extra.address, extra.socket_options.as_ref().unwrap_or(&bind.socket_options)));
     let source = first.into_iter().chain(extra).find(|(source, _)| source.is_ipv4() == to.is_ipv4());
     let options = source.map_or(&bind.socket_options, |(_, options)| options);
-    set(socket, options, SocketState::Prebind, to).map_err(|e| option(&e))?;
+    set(socket, options, SocketState::Prebind, to).map_err(|_| option_failed())?;
     if bind.freebind {
         let (level, name) = if to.is_ipv4() {
             (libc::IPPROTO_IP, libc::IP_FREEBIND)
         } else {
             (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND)
         };
-        set_option(socket.as_raw_fd(), level, name, &1i32.to_ne_bytes()).map_err(|e| option(&e))?;
+        set_option(socket.as_raw_fd(), level, name, &1i32.to_ne_bytes()).map_err(|_| option_failed())?;
     }
     if let Some((source, _)) = source {
         if source.port() != 0 {
-            socket.set_reuseaddr(true).map_err(|e| option(&e))?;
+            socket.set_reuseaddr(true).map_err(|_| option_failed())?;
         } else {
             // The kernel picks the port when it connects, so that one is not taken up for all destinations.
             let on = 1i32.to_ne_bytes();
@@ -65,16 +67,12 @@ fn bind(socket: &TcpSocket, bind: &BindConfig, to: SocketAddr) -> Result<(), Con
             bind: true,
         })?;
     }
-    set(socket, options, SocketState::Bound, to).map_err(|e| option(&e))
+    set(socket, options, SocketState::Bound, to).map_err(|_| option_failed())
 }
 
-/// A socket option could not be set.
-fn option(e: &io::Error) -> ConnectError {
-    ConnectError {
-        reason: ResetReason::LocalConnectionFailure,
-        details: format!("failed to set a socket option: {}", words(e)).into(),
-        bind: false,
-    }
+/// A socket option could not be set; Envoy gives no reason for it.
+fn option_failed() -> ConnectError {
+    ConnectError { reason: ResetReason::LocalConnectionFailure, details: "".into(), bind: false }
 }
 
 fn set(socket: &TcpSocket, options: &[SocketOption], state: SocketState, to: SocketAddr) -> io::Result<()> {
