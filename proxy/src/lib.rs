@@ -11,5 +11,6 @@ pub mod network;
 pub mod observe;
 pub mod route;
 pub mod server;
+pub mod snapshot;
 pub mod transport;
 pub mod upstream;

@@ -49,6 +49,8 @@ pub struct CompileContext<'a> {
     pub listener: ListenerFacts,
     /// Route configurations that the listener refers to, with their slots.
     pub routes: &'a mut RouteSlots,
+    /// Says which clusters there are.
+    pub cluster_exists: &'a dyn Fn(&str) -> bool,
 }
 
 /// Slots of route configurations by name, given once and kept.

@@ -1,5 +1,8 @@
 //! The process: command line, logs, runtime layers; boot, signals, threads.
 
+pub mod boot;
 pub mod cli;
+pub mod control;
 pub mod log_format;
 pub mod logging;
+pub mod worker;

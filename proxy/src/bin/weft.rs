@@ -1,1 +1,14 @@
-fn main() {}
+//! The weft binary.
+
+use std::process::ExitCode;
+use weft_proxy::server::{boot, cli::Options};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match Options::parse_from_args(std::env::args_os()) {
+        Ok(options) => boot::run(options),
+        Err(exit) => boot::exit(&exit),
+    }
+}

@@ -40,6 +40,7 @@ impl Default for Router {
 }
 
 /// Reads the router's configuration.
+#[allow(deprecated)] // Deprecated fields are still read: configurations have them.
 pub fn parse(any: &Any, cx: &mut Context) -> Option<Router> {
     let pb::Router {
         dynamic_stats,

@@ -21,7 +21,7 @@ use crate::{
     upstream::{LbContext, ProtocolChoice, StreamRequest, ThreadCluster, ThreadHost, UpstreamConnection},
 };
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use std::{future::poll_fn, rc::Rc, task::Poll, time::Instant};
 
 /// One try at one host.
@@ -311,11 +311,6 @@ async fn exchange(
 /// The head as this upstream's protocol wants it.
 fn upstream_head(stream: &Stream, attempt: &Attempt) -> RequestHead {
     let mut head = stream.request.clone();
-    if head.upgrade.is_some() && matches!(attempt.stream, UpstreamStream::H2(_)) {
-        head.method = Method::CONNECT;
-        head.headers.remove(header::UPGRADE);
-        head.headers.remove(header::CONNECTION);
-    }
     head.protocol = if matches!(attempt.stream, UpstreamStream::H2(_)) { Protocol::Http2 } else { Protocol::Http11 };
     head
 }

@@ -457,12 +457,12 @@ impl Stream {
         responder: &mut Responder,
     ) -> Result<(), StreamError> {
         let connection = self.connection.clone();
-        let is_tunnel = self.is_tunnel
-            && (head.status == StatusCode::SWITCHING_PROTOCOLS
-                || (self.request.upgrade.is_none() && head.status.is_success())
-                || (self.request.upgrade.is_some()
-                    && head.status == StatusCode::OK
-                    && self.request.protocol == Protocol::Http2));
+        let accepted = if self.request.upgrade.is_some() {
+            head.status == StatusCode::SWITCHING_PROTOCOLS
+        } else {
+            head.status.is_success()
+        };
+        let is_tunnel = self.is_tunnel && accepted;
         if !is_tunnel && self.is_tunnel {
             // The upgrade was refused: the connection's framing is no longer sure.
             self.must_close |= self.request.protocol < Protocol::Http2 && !request.is_read();
@@ -470,19 +470,6 @@ impl Stream {
         self.is_tunnel = is_tunnel;
         let force_id = self.request.headers.contains_key(ENVOY_FORCE_TRACE);
         connection.manager.response.apply(&mut head, is_tunnel, self.request.headers.get(REQUEST_ID), force_id);
-        if is_tunnel && self.request.upgrade.is_some() {
-            if self.request.protocol == Protocol::Http2 {
-                head.status = StatusCode::OK;
-                head.headers.remove(header::UPGRADE);
-                head.headers.remove(header::CONNECTION);
-            } else {
-                head.status = StatusCode::SWITCHING_PROTOCOLS;
-                if let Some(upgrade) = self.request.headers.get(header::UPGRADE) {
-                    head.headers.entry(header::UPGRADE).or_insert_with(|| upgrade.clone());
-                }
-                head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            }
-        }
         if !request.is_read() {
             connection.stats.downstream_rq_response_before_rq_complete.inc();
             self.must_close |= self.request.protocol < Protocol::Http2 && !is_tunnel;

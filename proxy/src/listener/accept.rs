@@ -192,14 +192,8 @@ impl Listeners {
 
     async fn serve(self: Rc<Self>, counted: Counted, io: Io, info: ConnectionInfo) {
         let mut active = counted.0.clone();
-        let mut accepted = Accepted {
-            io,
-            info,
-            buffer: BytesMut::new(),
-            metadata: Vec::new(),
-            filter_state: Vec::new(),
-            restored_destination: false,
-        };
+        let mut accepted =
+            Accepted { io, info, buffer: BytesMut::new(), metadata: Vec::new(), restored_destination: false };
         let listener = active.listener.borrow().clone();
         if !listener.filters.is_empty() && !self.run_filters(&active, &listener, &mut accepted).await {
             return;

@@ -40,6 +40,8 @@ pub struct CompileContext<'a> {
     pub names: &'a mut Names,
     pub log_writer: &'a LogWriter,
     pub routes: &'a mut RouteSlots,
+    /// Says which clusters there are.
+    pub cluster_exists: &'a dyn Fn(&str) -> bool,
 }
 
 impl Listener {
@@ -58,6 +60,7 @@ impl Listener {
                 log_writer: context.log_writer,
                 listener: facts.clone(),
                 routes: context.routes,
+                cluster_exists: context.cluster_exists,
             };
             Arc::new(Chain {
                 name: config.name.as_str().into(),

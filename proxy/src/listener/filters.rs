@@ -13,7 +13,6 @@ use super::{
 use crate::{
     base::{Address, ConnectionInfo},
     http::Thread,
-    observe::stream_info::FilterState,
     transport::Io,
 };
 use bytes::{Bytes, BytesMut};
@@ -173,7 +172,6 @@ pub struct Accepted {
     pub buffer: BytesMut,
     /// What filters leave for the streams of the connection.
     pub metadata: Vec<(String, String, Vec<u8>)>,
-    pub filter_state: Vec<(&'static str, FilterState)>,
     /// The destination was restored: `use_original_dst` may hand the connection over.
     pub restored_destination: bool,
 }

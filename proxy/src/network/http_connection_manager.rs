@@ -29,6 +29,11 @@ pub fn compile(any: &Any, compile: &mut CompileContext<'_>, cx: &mut Context) ->
     let config = HttpConnectionManager::from_proto(config, cx)?;
     let routes = match &config.routes {
         RouteSource::Inline(routes) => {
+            if routes.validate_clusters != Some(false) {
+                for name in routes.clusters().filter(|name| !(compile.cluster_exists)(name)) {
+                    cx.problem_at("route_config", format!("route: unknown cluster '{name}'"));
+                }
+            }
             Routes::Inline(Arc::new(cx.field("route_config", |cx| RouteTable::compile(routes, compile.names, cx))))
         }
         RouteSource::Rds { config_source, name } => Routes::Rds(compile.routes.slot(name, config_source)),
