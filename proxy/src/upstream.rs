@@ -8,6 +8,7 @@ pub mod breakers;
 pub mod cluster;
 pub mod connect;
 mod connection;
+pub mod dns;
 pub mod host;
 pub mod names;
 mod original_dst;

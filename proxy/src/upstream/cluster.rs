@@ -60,6 +60,7 @@ impl Cluster {
                 .map(|rule| (rule.clone(), Arc::new(rule.transport_socket.clone())))
                 .collect(),
             unique: !matches!(config.discovery, Discovery::Static),
+            logical: matches!(config.discovery, Discovery::LogicalDns(_)),
         };
         let hosts = match config.discovery {
             Discovery::Static => HostSet::build(&config.load_assignment, &rules, None),

@@ -138,6 +138,8 @@ pub struct HostRules {
     pub matches: Vec<(TransportSocketMatch, Arc<TransportSocket>)>,
     /// An address counts once, at its first place. Not so in clusters of type STATIC.
     pub unique: bool,
+    /// There is one host, which stays the same when its address changes (LOGICAL_DNS).
+    pub logical: bool,
 }
 
 impl HostSet {
@@ -168,7 +170,11 @@ impl HostSet {
                 }
                 indices.push(in_priority.hosts.len() as u32);
                 let host = Host::new(endpoint, address, locality.clone(), group, rules);
-                in_priority.hosts.push(host.or_known(&mut known));
+                let before = match before {
+                    Some(before) if rules.logical => before.hosts().next(),
+                    _ => known.get_mut(&host.address).filter(|list| !list.is_empty()).map(|list| list.remove(0)),
+                };
+                in_priority.hosts.push(host.or_known(before));
             }
             match in_priority.localities.iter_mut().find(|l| *l.locality == *locality) {
                 Some(there) => there.hosts.extend(indices),
@@ -212,10 +218,9 @@ impl Host {
         }
     }
 
-    /// The host that is known by this address, or this one with the state of the known one.
-    fn or_known(mut self, known: &mut HashMap<&Address, Vec<&Arc<Host>>>) -> Arc<Self> {
-        let same = known.get_mut(&self.address).filter(|list| !list.is_empty()).map(|list| list.remove(0));
-        let Some(same) = same else { return Arc::new(self) };
+    /// The host that this one was before, or this one with the state of that.
+    fn or_known(mut self, before: Option<&Arc<Self>>) -> Arc<Self> {
+        let Some(same) = before else { return Arc::new(self) };
         // Connections to it were made in another way: it is a different host.
         if self.transport_socket == same.transport_socket {
             self.state = same.state.clone();

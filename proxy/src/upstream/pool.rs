@@ -302,4 +302,4 @@ pub(super) fn overflow() -> StreamError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

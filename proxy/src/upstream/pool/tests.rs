@@ -79,7 +79,7 @@ fn host(port: u32) -> endpoint::LbEndpoint {
     endpoint::LbEndpoint { host_identifier: Some(HostIdentifier::Endpoint(host)), ..Default::default() }
 }
 
-fn config(change: impl FnOnce(&mut pb::Cluster)) -> Config {
+pub(in crate::upstream) fn config(change: impl FnOnce(&mut pb::Cluster)) -> Config {
     let localities = endpoint::LocalityLbEndpoints { lb_endpoints: vec![host(80)], ..Default::default() };
     let mut p = pb::Cluster {
         name: "u".into(),
