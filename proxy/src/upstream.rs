@@ -16,6 +16,7 @@ mod pool;
 mod raw_stream;
 mod shared;
 pub mod stats;
+pub mod status;
 mod thread;
 
 pub use breakers::Breakers;

@@ -59,7 +59,7 @@ impl Cluster {
                 .iter()
                 .map(|rule| (rule.clone(), Arc::new(rule.transport_socket.clone())))
                 .collect(),
-            unique: !matches!(config.discovery, Discovery::Static),
+            unique: matches!(config.discovery, Discovery::Eds(_)),
             logical: matches!(config.discovery, Discovery::LogicalDns(_)),
         };
         let hosts = match config.discovery {
@@ -127,5 +127,17 @@ impl ClusterTable {
     /// One more than the largest number.
     pub(super) fn len(&self) -> usize {
         self.clusters.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Snapshots go to all threads.
+    #[test]
+    fn clusters_are_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<ClusterTable>();
     }
 }

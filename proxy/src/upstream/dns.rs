@@ -49,7 +49,6 @@ crate::stats! {
     /// What DNS adds to a cluster's stats, below the same prefix.
     pub struct DnsStats {
         counter update_attempt,
-        counter update_empty,
         counter update_failure,
         counter update_no_rebuild,
         counter update_success,
@@ -137,6 +136,10 @@ impl State {
                 Some(ip) => Ok(Answer { addresses: vec![ip.ip()], ttl: Duration::ZERO }),
                 None => self.resolver.resolve(&socket.host, self.dns.lookup_family).await,
             };
+            // A logical host is not without an address: that is a failure.
+            let answer = answer.and_then(|answer| {
+                if self.is_logical && answer.addresses.is_empty() { Err(NoAnswer) } else { Ok(answer) }
+            });
             let wait = match &answer {
                 Ok(answer) => {
                     failures = 0;
@@ -161,19 +164,17 @@ impl State {
         let Some(seat) = answers.get_mut(index) else { return };
         let first = seat.is_none();
         let mut changed = false;
-        match answer.map(|answer| answer.addresses) {
-            // The one logical host does not go away.
-            Some(addresses) if addresses.is_empty() && self.is_logical => self.stats.update_empty.inc(),
-            Some(mut addresses) => {
-                // The order of answers means nothing, but where there is one host.
-                if !self.is_logical {
-                    addresses.sort_unstable();
-                    addresses.dedup();
-                }
-                changed = seat.as_ref() != Some(&addresses);
-                *seat = Some(addresses);
+        if let Some(Answer { mut addresses, .. }) = answer {
+            // The order of answers means nothing, but where there is one host.
+            if !self.is_logical {
+                addresses.sort_unstable();
+                addresses.dedup();
             }
-            None => {}
+            changed = seat.as_ref() != Some(&addresses);
+            if !changed {
+                self.stats.update_no_rebuild.inc();
+            }
+            *seat = Some(addresses);
         }
         if first {
             seat.get_or_insert_default();
@@ -182,8 +183,6 @@ impl State {
         drop(answers);
         if changed || (first && is_last) {
             self.tell();
-        } else {
-            self.stats.update_no_rebuild.inc();
         }
     }
 

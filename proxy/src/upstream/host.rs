@@ -136,7 +136,7 @@ pub struct LocalityHosts {
 pub struct HostRules {
     pub transport_socket: Arc<TransportSocket>,
     pub matches: Vec<(TransportSocketMatch, Arc<TransportSocket>)>,
-    /// An address counts once, at its first place. Not so in clusters of type STATIC.
+    /// An address counts once, at its first place (EDS).
     pub unique: bool,
     /// There is one host, which stays the same when its address changes (LOGICAL_DNS).
     pub logical: bool,

@@ -58,7 +58,7 @@ fn unchanged_hosts_are_the_same() {
 }
 
 #[test]
-fn an_address_counts_once_unless_static() {
+fn an_address_counts_once_with_eds() {
     let twice = assignment(vec![vec![endpoint(1, 1, HealthStatus::Unknown), endpoint(1, 1, HealthStatus::Unknown)]]);
     assert_eq!(HostSet::build(&twice, &rules(true), None).hosts().count(), 1);
     let set = HostSet::build(&twice, &rules(false), None);

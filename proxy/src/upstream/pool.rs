@@ -17,6 +17,7 @@ use crate::{
     http::service::UpstreamStream,
 };
 use client::Client;
+use foldhash::HashMap;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -30,14 +31,14 @@ use weft_config::route::Priority;
 /// A stream, and the connection that carries it.
 pub type Opened = (UpstreamStream, Rc<UpstreamConnection>);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Protocol {
     Http1,
     Http2,
 }
 
 /// What tells the pools of one host apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PoolKey {
     pub protocol: Protocol,
     pub priority: Priority,
@@ -50,7 +51,7 @@ pub(super) struct Pools {
     pub shared: Rc<Shared>,
     /// The host as it is now; new connections go by it.
     pub host: RefCell<Arc<Host>>,
-    pools: RefCell<Vec<Rc<Pool>>>,
+    pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
     /// The host is gone: no connection is kept.
     gone: Cell<bool>,
 }
@@ -84,25 +85,23 @@ impl Pools {
 
     fn pool(self: &Rc<Self>, key: PoolKey, downstream: Option<Rc<ConnectionInfo>>) -> Rc<Pool> {
         let mut pools = self.pools.borrow_mut();
-        if let Some(pool) = pools.iter().find(|pool| pool.key == key) {
-            return pool.clone();
-        }
-        let pool = Rc::new(Pool {
-            owner: self.clone(),
-            key,
-            downstream,
-            ready: RefCell::default(),
-            clients: RefCell::default(),
-            waiting: RefCell::default(),
-            connecting: Cell::new(0),
-        });
-        pools.push(pool.clone());
-        pool
+        let new = || {
+            Rc::new(Pool {
+                owner: self.clone(),
+                key,
+                downstream,
+                ready: RefCell::default(),
+                clients: RefCell::default(),
+                waiting: RefCell::default(),
+                connecting: Cell::new(0),
+            })
+        };
+        pools.entry(key).or_insert_with(new).clone()
     }
 
     /// Closes idle connections now and the others when their streams end.
     pub fn drain(&self) {
-        let pools = self.pools.borrow().clone();
+        let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
         for pool in pools {
             let clients = pool.clients.borrow().clone();
             clients.iter().for_each(Client::drain);
@@ -118,7 +117,7 @@ impl Pools {
 
     /// True while there is any connection or waiting request.
     pub fn is_in_use(&self) -> bool {
-        !self.pools.borrow().iter().all(|pool| pool.is_empty())
+        !self.pools.borrow().values().all(|pool| pool.is_empty())
     }
 }
 
@@ -185,7 +184,7 @@ impl Pool {
     /// Takes the pool out of its host's, if nothing is left in it and nothing comes back to it.
     fn tidy(self: &Rc<Self>) {
         if (self.key.downstream.is_some() || self.owner.gone.get()) && self.is_empty() {
-            self.owner.pools.borrow_mut().retain(|pool| !Rc::ptr_eq(pool, self));
+            self.owner.pools.borrow_mut().remove(&self.key);
         }
     }
 

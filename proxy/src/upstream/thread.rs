@@ -205,8 +205,11 @@ impl ThreadCluster {
         }
         *self.hosts.borrow_mut() = hosts;
         known.values().for_each(|gone| gone.pools.retire());
-        let states = |set: &HostSet| set.hosts().map(|host| Arc::as_ptr(&host.state)).collect::<HashSet<_>>();
-        let changed = states(&before.hosts) != states(&next.hosts);
+        // A logical host keeps its state when its address changes.
+        let members = |set: &HostSet| -> HashSet<_> {
+            set.hosts().map(|host| (Arc::as_ptr(&host.state), host.address.clone())).collect()
+        };
+        let changed = members(&before.hosts) != members(&next.hosts);
         if changed && config.close_connections_on_host_set_change {
             self.hosts.borrow().iter().flatten().flatten().for_each(|host| host.pools.drain());
         }
@@ -455,6 +458,11 @@ impl ThreadHost {
     pub fn count_response(&self, status: u16) {
         let state = &self.host.state;
         if status >= 500 { &state.rq_error } else { &state.rq_success }.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a request that the host did not answer in time.
+    pub fn count_timeout(&self) {
+        self.host.state.rq_timeout.fetch_add(1, Relaxed);
     }
 }
 

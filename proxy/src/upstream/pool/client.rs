@@ -130,8 +130,9 @@ impl Client {
                         return Poll::Ready(ClosedBy::Peer);
                     }
                 }
-                (Codec::Http2(_), Some(driver)) => {
-                    if driver.as_mut().poll(cx).is_ready() {
+                (Codec::Http2(_), Some(running)) => {
+                    if running.as_mut().poll(cx).is_ready() {
+                        *driver = None;
                         return Poll::Ready(self.closed.get().unwrap_or(ClosedBy::Peer));
                     }
                 }
