@@ -3,7 +3,7 @@
 use crate::{Context, header_value::HeaderKey, string_matcher::StringMatcher};
 use weft_control_api::envoy::{config::route::v3 as pb, r#type::matcher::v3 as matcher};
 
-/// A test of one header. Several values of a header are tested as one, joined with commas.
+/// A test of one header. Of several values one must pass.
 #[derive(Clone, Debug)]
 pub struct HeaderMatcher {
     pub key: HeaderKey,
@@ -50,16 +50,20 @@ impl HeaderMatcher {
         })
     }
 
-    /// Tests the header's joined value; `None` where it is not there.
-    pub fn matches(&self, value: Option<&str>) -> bool {
-        if let HeaderTest::Present(present) = &self.test {
-            return (value.is_some() == *present) != self.invert;
-        }
-        let Some(value) = value.or(self.treat_missing_as_empty.then_some("")) else { return false };
-        let passes = match &self.test {
+    /// Tests the header's values; none where it is not there.
+    pub fn matches<'v>(&self, values: impl IntoIterator<Item = &'v str>) -> bool {
+        let mut values = values.into_iter().peekable();
+        let is_there = values.peek().is_some();
+        let test = |value: &str| match &self.test {
             HeaderTest::Text(matcher) => matcher.matches(value),
             HeaderTest::Range(start, end) => value.parse::<i64>().is_ok_and(|n| (*start..*end).contains(&n)),
             HeaderTest::Present(_) => true,
+        };
+        let passes = match &self.test {
+            HeaderTest::Present(present) => is_there == *present,
+            _ if is_there => values.any(test),
+            _ if self.treat_missing_as_empty => test(""),
+            _ => return false,
         };
         passes != self.invert
     }

@@ -442,6 +442,22 @@ impl HttpConnectionManager {
     }
 }
 
+impl HttpConnectionManager {
+    /// True if a head that does not come is a matter of `request_timeout` before one of `request_headers_timeout`.
+    pub fn request_timeout_comes_first(&self) -> bool {
+        !self.request_timeout.is_zero()
+            && (self.request_headers_timeout.is_zero() || self.request_timeout < self.request_headers_timeout)
+    }
+
+    /// True if an HTTP/1 message that is not acceptable ends its stream only.
+    pub fn tolerates_invalid_messages(&self) -> bool {
+        self.http1
+            .override_stream_error_on_invalid_http_message
+            .or(self.stream_error_on_invalid_http_message)
+            .unwrap_or(false)
+    }
+}
+
 impl HttpFilter {
     fn from_proto(p: pb::HttpFilter, cx: &mut Context) -> Option<Self> {
         let pb::HttpFilter { name, is_optional, disabled, config_type } = p;

@@ -3,6 +3,7 @@
 use super::{
     BadRequest, Body, Protocol, RequestHead, StreamService,
     connection_manager::{ConnectionManager, Routes},
+    h1::CodecStats,
     service::Responder,
     stats::{ConnectionManagerStats, ListenerHttpStats},
     stream,
@@ -22,6 +23,8 @@ pub struct HttpConnection {
     pub info: Rc<ConnectionInfo>,
     pub stats: Arc<ConnectionManagerStats>,
     pub listener_stats: Arc<ListenerHttpStats>,
+    /// `http1.*`
+    pub codec_stats: Arc<CodecStats>,
     pub drain: Drain,
     /// What listener filters found; every stream begins with it.
     pub dynamic_metadata: Metadata,
@@ -51,6 +54,7 @@ impl HttpConnection {
         info: Rc<ConnectionInfo>,
         stats: Arc<ConnectionManagerStats>,
         listener_stats: Arc<ListenerHttpStats>,
+        codec_stats: Arc<CodecStats>,
         drain: Drain,
         dynamic_metadata: Metadata,
     ) -> Rc<Self> {
@@ -60,6 +64,7 @@ impl HttpConnection {
             info,
             stats,
             listener_stats,
+            codec_stats,
             drain,
             dynamic_metadata,
             active: Cell::new(0),

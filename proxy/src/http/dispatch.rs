@@ -4,6 +4,7 @@ use super::{
     Body, Protocol, RequestHead, ResponseEvent, ResponseHead,
     deadlines::Deadline,
     deadlines::Deadlines,
+    grpc,
     header_names::*,
     local_reply::reset_details,
     pump::{Pump, PumpError},
@@ -74,9 +75,14 @@ pub async fn dispatch(stream: &mut Stream, request: &mut Pump, responder: &mut R
             Action::DirectResponse(direct) => {
                 let stats = &stream.connection.stats;
                 if direct.status.is_redirection() { &stats.rq_redirect } else { &stats.rq_direct_response }.inc();
-                return Answer::Local(
-                    LocalReply::new(direct.status, direct.body.clone(), "direct_response").by_router(),
-                );
+                let mut reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response");
+                if (direct.status == StatusCode::CREATED || direct.status.is_redirection())
+                    && let Some(location) = redirect::own_location(&stream.request)
+                {
+                    // RFC 9110 section 10.2.2: these refer to something.
+                    reply.headers.insert(header::LOCATION, location);
+                }
+                return Answer::Local(reply.by_router());
             }
             Action::NonForwarding => {
                 stream.info.set_flag(ResponseFlag::NoRouteFound);
@@ -149,7 +155,11 @@ async fn forward_request(
         && redirect::follow(stream, policy, &original, &head, redirects)
     {
         drop((attempt, body));
-        request.rewind();
+        if stream.request.method == original.method {
+            request.rewind()
+        } else {
+            *request = Pump::new(Body::Empty)
+        }
         stream.deadlines.clear(Deadline::Route);
         return Next::Again;
     }
@@ -415,5 +425,7 @@ fn timed_out(stream: &mut Stream, cluster: &Rc<ThreadCluster>, interrupt: Interr
         StatusCode::GATEWAY_TIMEOUT
     };
     cluster.count_local(status.as_u16(), stream.connection.manager.router.dynamic_stats, stream.is_internal);
-    Answer::Local(LocalReply::new(status, body, details).by_router())
+    let mut reply = LocalReply::new(status, body, details).by_router();
+    reply.grpc_status = (status == StatusCode::GATEWAY_TIMEOUT).then_some(grpc::DEADLINE_EXCEEDED);
+    Answer::Local(reply)
 }

@@ -4,6 +4,9 @@ use super::header_names::{GRPC_MESSAGE, GRPC_STATUS, GRPC_TIMEOUT};
 use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use std::{fmt::Write as _, time::Duration};
 
+/// `DEADLINE_EXCEEDED`
+pub const DEADLINE_EXCEEDED: u32 = 4;
+
 /// True for `application/grpc` and `application/grpc+anything`, to the letter.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     let Some(content_type) = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes) else { return false };

@@ -39,7 +39,6 @@ pub fn build(stream: &mut Stream, reply: LocalReply) -> (ResponseHead, Body) {
     for (name, value) in &headers {
         head.headers.append(name, value.clone());
     }
-    stream.info.response_code = status.as_u16();
     if let Some(route) = stream.route.clone().filter(|_| by_router) {
         route.finalize_response(&mut head, &stream.request, &stream.info);
     }
@@ -73,6 +72,7 @@ pub fn build(stream: &mut Stream, reply: LocalReply) -> (ResponseHead, Body) {
 fn rewrite(stream: &mut Stream, head: &mut ResponseHead, mut body: Bytes) -> (Bytes, Option<HeaderValue>) {
     let connection = stream.connection.clone();
     let rules = &connection.manager.local_reply;
+    stream.info.response_code = head.status.as_u16();
     let mut format = rules.format.as_ref();
     let runtime = connection.thread.runtime();
     if let Some(mapper) = rules.mappers.iter().find(|mapper| mapper.filter.matches(&stream.facts(Some(head)), &runtime))

@@ -1,7 +1,11 @@
 //! Internal redirects: a redirect that an upstream answered is followed here instead of by the client
 //! (Envoy docs: "Internal redirects").
 
-use super::{RequestHead, ResponseHead, header_names::ENVOY_ORIGINAL_URL, stream::Stream};
+use super::{
+    RequestHead, ResponseHead,
+    header_names::{ENVOY_ORIGINAL_URL, FORWARDED_PROTO},
+    stream::Stream,
+};
 use crate::route::MatchedRoute;
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
@@ -41,9 +45,7 @@ pub fn follow(
     }
     let mut next = original.clone();
     let url = [&original.scheme[..], b"://", &original.authority, &original.path].concat();
-    if !next.headers.contains_key(ENVOY_ORIGINAL_URL)
-        && let Ok(url) = HeaderValue::from_bytes(&url)
-    {
+    if let Ok(url) = HeaderValue::from_bytes(&url) {
         next.headers.insert(ENVOY_ORIGINAL_URL, url);
     }
     next.scheme = Bytes::copy_from_slice(target.scheme().as_bytes());
@@ -79,6 +81,12 @@ pub fn follow(
     }
     *count += 1;
     true
+}
+
+/// The URL that the request asked for.
+pub fn own_location(head: &RequestHead) -> Option<HeaderValue> {
+    let scheme = head.headers.get(FORWARDED_PROTO).map_or(&b"http"[..], HeaderValue::as_bytes);
+    HeaderValue::from_bytes(&[scheme, b"://", &head.authority, &head.path].concat()).ok()
 }
 
 /// True if every predicate lets the redirect pass.

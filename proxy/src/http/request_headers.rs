@@ -9,8 +9,11 @@ use http::{
     header::{self, Entry},
 };
 use std::net::IpAddr;
-use weft_config::http_connection_manager::{
-    HttpConnectionManager, OriginalIpDetection, PathWithEscapedSlashesAction, SchemeTransformation, StripPort,
+use weft_config::{
+    http_connection_manager::{
+        HttpConnectionManager, OriginalIpDetection, PathWithEscapedSlashesAction, SchemeTransformation, StripPort,
+    },
+    http_protocol_options::HeadersWithUnderscoresAction,
 };
 
 /// Facts of this process that requests may carry.
@@ -50,6 +53,10 @@ pub fn normalize_path(head: &mut RequestHead, config: &HttpConnectionManager) ->
     use PathWithEscapedSlashesAction as Action;
     if head.path.is_empty() {
         return PathAction::Continue;
+    }
+    // A fragment is never sent; one that is may hide a path from this proxy or the next.
+    if memchr::memchr(b'#', &head.path).is_some() {
+        return PathAction::Reject;
     }
     let mut redirect = false;
     let action = config.path_with_escaped_slashes_action;
@@ -123,6 +130,7 @@ pub fn sanitize(
     local: &LocalInfo,
     internal_only: &[HeaderName],
 ) -> Result<Origin, DetectionRejected> {
+    join_repeated(&mut head.headers);
     remove_hop_by_hop(head);
     sanitize_referer(&mut head.headers);
     let is_tls = connection.transport_protocol == "tls";
@@ -194,6 +202,60 @@ pub fn sanitize(
         );
     }
     Ok(Origin { remote, is_internal })
+}
+
+/// Headers that have one value: several lines of one are one list.
+fn join_repeated(headers: &mut HeaderMap) {
+    if headers.len() == headers.keys_len() {
+        return;
+    }
+    for name in [
+        FORWARDED_FOR,
+        FORWARDED_HOST,
+        FORWARDED_PROTO,
+        FORWARDED_CLIENT_CERT,
+        REQUEST_ID,
+        header::ACCEPT,
+        header::ACCEPT_ENCODING,
+        header::AUTHORIZATION,
+        header::CACHE_CONTROL,
+        header::CONTENT_TYPE,
+        header::EXPECT,
+        header::ORIGIN,
+        header::TE,
+        header::USER_AGENT,
+        header::VIA,
+        GRPC_TIMEOUT,
+    ] {
+        if headers.get_all(&name).iter().nth(1).is_some() {
+            let all: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+            if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b","[..])) {
+                headers.insert(name, joined);
+            }
+        }
+    }
+}
+
+/// What became of header names with underscores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Underscores {
+    None,
+    Dropped(u64),
+    Reject,
+}
+
+/// Applies `headers_with_underscores_action` to an HTTP/1 request; HTTP/2's codec does it by itself.
+pub fn check_underscores(headers: &mut HeaderMap, action: HeadersWithUnderscoresAction) -> Underscores {
+    use HeadersWithUnderscoresAction as Action;
+    if action == Action::Allow || !headers.keys().any(|name| name.as_str().contains('_')) {
+        return Underscores::None;
+    }
+    if action == Action::RejectRequest {
+        return Underscores::Reject;
+    }
+    let names: Vec<_> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    names.iter().for_each(|name| drop(headers.remove(name)));
+    Underscores::Dropped(names.len() as u64)
 }
 
 fn remove_hop_by_hop(head: &mut RequestHead) {

@@ -11,7 +11,7 @@ use super::{
     header_names::*,
     local_reply,
     pump::{Pump, PumpError},
-    request_headers::{self, PathAction},
+    request_headers::{self, PathAction, Underscores},
     service::Responder,
 };
 use crate::{
@@ -76,24 +76,43 @@ pub async fn serve(connection: Rc<HttpConnection>, head: RequestHead, body: Body
 
 /// Answers a request that was no acceptable HTTP.
 pub async fn reject(connection: Rc<HttpConnection>, bad: BadRequest, mut responder: Responder) {
-    let BadRequest { status, details, head } = bad;
+    let BadRequest { status, mut details, head } = bad;
     let head = head.map_or_else(|| RequestHead::new(Method::GET, Bytes::new()), |head| *head);
     let mut stream = Stream::begin(connection, head);
     stream.must_close = true;
-    stream.info.set_flag(ResponseFlag::DownstreamProtocolError);
-    stream.connection.stats.downstream_cx_protocol_error.inc();
-    if status == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE {
-        stream.connection.stats.downstream_rq_too_large.inc();
-    }
-    if status == StatusCode::REQUEST_TIMEOUT {
-        stream.connection.stats.downstream_rq_header_timeout.inc();
-    }
-    let body = if status == StatusCode::REQUEST_TIMEOUT {
-        &b"request header timeout"[..]
-    } else {
-        status.canonical_reason().unwrap_or_default().as_bytes()
+    let stats = stream.connection.stats.clone();
+    let body = match details {
+        "downstream_remote_disconnect" => {
+            stream.client_gone(&StreamError::new(Side::Downstream, ResetReason::ConnectionTermination, ""));
+            return;
+        }
+        "missing_host_header" => {
+            stream.must_close = !stream.connection.manager.config.tolerates_invalid_messages();
+            ""
+        }
+        "stream_idle_timeout" => {
+            stream.info.set_flag(ResponseFlag::StreamIdleTimeout);
+            stats.downstream_rq_idle_timeout.inc();
+            "stream timeout"
+        }
+        "request_header_timeout" if stream.connection.manager.config.request_timeout_comes_first() => {
+            stats.downstream_rq_timeout.inc();
+            details = "request_overall_timeout";
+            "request timeout"
+        }
+        "request_header_timeout" => {
+            stats.downstream_rq_header_timeout.inc();
+            "request header timeout"
+        }
+        _ => {
+            stream.info.set_flag(ResponseFlag::DownstreamProtocolError);
+            if status == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE {
+                stats.downstream_rq_too_large.inc();
+            }
+            status.canonical_reason().unwrap_or_default()
+        }
     };
-    let reply = LocalReply::new(status, Bytes::from_static(body), details);
+    let reply = LocalReply::new(status, Bytes::from_static(body.as_bytes()), details);
     stream.answer(reply, &mut Pump::new(Body::Empty), &mut responder).await;
 }
 
@@ -149,8 +168,23 @@ impl Stream {
                 self.request.authority = Bytes::copy_from_slice(config.http1.default_host_for_http_10.as_bytes());
             }
         }
-        if self.request.authority.is_empty() {
+        // HTTP/1 without a host was refused by its codec; one that is there may be empty.
+        if self.request.authority.is_empty() && self.request.protocol == Protocol::Http2 {
             return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "missing_host_header"));
+        }
+        if self.request.protocol < Protocol::Http2 {
+            match request_headers::check_underscores(
+                &mut self.request.headers,
+                config.common.headers_with_underscores_action,
+            ) {
+                Underscores::None => {}
+                Underscores::Dropped(count) => connection.codec_stats.dropped_headers_with_underscores.add(count),
+                Underscores::Reject => {
+                    connection.codec_stats.requests_rejected_with_underscores_in_headers.inc();
+                    self.must_close = true;
+                    return Err(LocalReply::new(StatusCode::BAD_REQUEST, "Bad Request", "http1.unexpected_underscore"));
+                }
+            }
         }
         if !is_valid_authority(&self.request.authority) {
             return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "invalid_authority"));
@@ -287,8 +321,13 @@ impl Stream {
                 // The client's deadline, capped; zero caps nothing.
                 let asked = grpc::timeout(&self.request.headers)
                     .map(|asked| if cap.is_zero() { asked } else { asked.min(cap) });
-                let asked = asked.map(|d| d.saturating_sub(most.grpc_timeout_header_offset.unwrap_or_default()));
-                limit = asked.or(limit);
+                let offset = most.grpc_timeout_header_offset.unwrap_or_default();
+                let asked = asked.map(|asked| if offset < asked { asked - offset } else { asked });
+                if let Some(asked) = asked {
+                    // The upstream is told what is left for it.
+                    grpc::set_timeout(&mut self.request.headers, asked);
+                    limit = Some(asked);
+                }
             }
             if limit.is_some() {
                 self.deadlines.set(Deadline::MaxStreamDuration, limit);
@@ -369,7 +408,9 @@ impl Stream {
         if let Some(flag) = flag {
             self.info.set_flag(flag);
         }
-        Answer::Local(LocalReply::new(status, body, details))
+        let mut reply = LocalReply::new(status, body, details);
+        reply.grpc_status = (which == Deadline::MaxStreamDuration).then_some(grpc::DEADLINE_EXCEEDED);
+        Answer::Local(reply)
     }
 
     /// The client reset the stream or closed its connection.

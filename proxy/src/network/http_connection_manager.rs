@@ -49,6 +49,7 @@ struct Active {
     codec: Option<Codec>,
     stats: Arc<ConnectionManagerStats>,
     listener_stats: Arc<ListenerHttpStats>,
+    codec_stats: Arc<h1::CodecStats>,
 }
 
 impl NetworkFilter for Manager {
@@ -67,6 +68,7 @@ impl NetworkFilter for Manager {
             },
             stats: registry.attach(&format!("http.{prefix}")),
             listener_stats: registry.attach(&format!("listener.{}.http.{prefix}", manager.listener_stat_name)),
+            codec_stats: registry.attach("http1"),
             manager,
         })
     }
@@ -89,7 +91,11 @@ fn h1_options(manager: &ConnectionManager) -> h1::ServerOptions {
         },
         buffer_limit: manager.buffer_limit,
         idle_timeout: config.common.idle_timeout,
-        request_headers_timeout: some(config.request_headers_timeout),
+        request_headers_timeout: some(if config.request_timeout_comes_first() {
+            config.request_timeout
+        } else {
+            config.request_headers_timeout
+        }),
         stream_idle_timeout: some(config.stream_idle_timeout),
         max_connection_duration: config.common.max_connection_duration,
         drain_timeout: config.drain_timeout,
@@ -154,6 +160,7 @@ impl Terminal for Active {
                 info,
                 self.stats.clone(),
                 self.listener_stats.clone(),
+                self.codec_stats.clone(),
                 drain.child(),
                 dynamic_metadata,
             );

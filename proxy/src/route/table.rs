@@ -310,22 +310,11 @@ pub fn header_matches(matcher: &HeaderMatcher, head: &RequestHead) -> bool {
         HeaderKey::Method => pseudo(head.method.as_str().as_bytes()),
         HeaderKey::Scheme => pseudo(&head.scheme),
         HeaderKey::Protocol => pseudo(head.upgrade.as_deref().unwrap_or_default()),
-        HeaderKey::Status => matcher.matches(None),
-        HeaderKey::Name(name) => matcher.matches(joined(&head.headers, name).as_deref()),
+        HeaderKey::Status => matcher.matches([]),
+        HeaderKey::Name(name) => matcher.matches(
+            head.headers.get_all(name).iter().map(|value| std::str::from_utf8(value.as_bytes()).unwrap_or("\u{fffd}")),
+        ),
     }
-}
-
-/// All values of a header as one, joined with commas.
-pub fn joined<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, str>> {
-    let mut values = headers.get_all(name).iter();
-    let first = String::from_utf8_lossy(values.next()?.as_bytes());
-    let Some(second) = values.next() else { return Some(first) };
-    let mut all = first.into_owned();
-    for value in std::iter::once(second).chain(values) {
-        all.push(',');
-        all.push_str(&String::from_utf8_lossy(value.as_bytes()));
-    }
-    Some(all.into())
 }
 
 fn query_matches(matching: &RouteMatch, head: &RequestHead) -> bool {
