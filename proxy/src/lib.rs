@@ -3,6 +3,7 @@
 //! Modules import only from those that stand below them in this list (`server` on top):
 //! server, admin, snapshot, listener, network, http, filters, route, upstream, transport, observe, base.
 
+pub mod admin;
 pub mod base;
 pub mod filters;
 pub mod http;

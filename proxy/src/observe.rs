@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod format;
+pub mod memory;
 pub mod prometheus;
 pub mod stats;
 pub mod stats_text;
