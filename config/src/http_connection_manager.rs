@@ -102,7 +102,7 @@ pub struct HttpConnectionManager {
 #[derive(Clone, Debug)]
 pub enum RouteSource {
     Inline(Arc<RouteConfiguration>),
-    Rds { config_source: ConfigSource, name: String },
+    Rds { config_source: Box<ConfigSource>, name: String },
 }
 
 /// One entry of `http_filters`.
@@ -120,7 +120,7 @@ pub enum FilterConfig {
     Typed(Any),
     /// ECDS.
     Discovery {
-        config_source: ConfigSource,
+        config_source: Box<ConfigSource>,
         default: Option<Any>,
         apply_default_without_warming: bool,
         type_urls: Vec<String>,
@@ -288,7 +288,7 @@ impl HttpConnectionManager {
                 let pb::Rds { config_source, route_config_name } = rds;
                 let config_source = cx.required("config_source", config_source)?;
                 let config_source = cx.field("config_source", |cx| ConfigSource::from_proto(config_source, cx))?;
-                Some(RouteSource::Rds { config_source, name: route_config_name })
+                Some(RouteSource::Rds { config_source: Box::new(config_source), name: route_config_name })
             }),
             Some(hcm::RouteSpecifier::RouteConfig(config)) => cx.field("route_config", |cx| {
                 RouteConfiguration::from_proto(config, cx).map(|c| RouteSource::Inline(Arc::new(c)))
@@ -486,7 +486,7 @@ impl FilterConfig {
         } = p;
         let config_source = cx.required("config_source", config_source)?;
         Some(Self::Discovery {
-            config_source: cx.field("config_source", |cx| ConfigSource::from_proto(config_source, cx))?,
+            config_source: Box::new(cx.field("config_source", |cx| ConfigSource::from_proto(config_source, cx))?),
             default: default_config,
             apply_default_without_warming: apply_default_config_without_warming,
             type_urls,
@@ -523,9 +523,9 @@ impl OriginalIpDetection {
                 cx.problem_at("header_name", format!("found {header_name:?}, which is no header name"));
                 return None;
             };
-            let reject_with_status = reject_with_status.map(|s| match u16::try_from(s.code) {
-                Ok(code @ 400..=511) => code,
-                _ => 403,
+            let reject_with_status = reject_with_status.map(|s| {
+                // Only errors: anything else would be taken for an answer.
+                u16::try_from(s.code).ok().filter(|code| (400..=511).contains(code)).unwrap_or(403)
             });
             Some(Self::CustomHeader {
                 header,

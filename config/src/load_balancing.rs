@@ -241,7 +241,7 @@ fn choices(choice_count: Option<u32>, cx: &mut Context) -> u32 {
 fn bias(p: Option<core::RuntimeDouble>, cx: &mut Context) -> f64 {
     let Some(core::RuntimeDouble { default_value, runtime_key }) = p else { return 1.0 };
     cx.ignored_if("active_request_bias.runtime_key", !runtime_key.is_empty());
-    if !(default_value >= 0.0) {
+    if default_value.is_nan() || default_value < 0.0 {
         cx.problem_at("active_request_bias", format!("found {default_value}, allowed is 0 or more"));
     }
     default_value

@@ -72,7 +72,7 @@ impl UriTemplate {
             let is_rest = matches!(elements.last(), Some(Element::Rest(_)))
                 || matches!(elements.last(), Some(Element::Variable { pattern, .. }) if matches!(pattern.last(), Some(Element::Rest(_))));
             if is_rest {
-                if rest.chars().all(|c| is_literal(c)) {
+                if rest.chars().all(is_literal) {
                     elements.push(Element::Rest(rest.to_owned()));
                     break;
                 }

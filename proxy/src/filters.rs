@@ -93,6 +93,9 @@ pub trait HttpFilter {
     fn on_end(&mut self, _stream: &Stream) {}
 }
 
+/// Reads a per-route configuration.
+pub type ParseRoute = fn(&Any, &mut Context) -> Option<RouteFilterConfig>;
+
 /// How a filter's configuration is read.
 pub struct FilterFactory {
     /// Envoy's canonical name.
@@ -102,7 +105,7 @@ pub struct FilterFactory {
     /// Reads the configuration.
     pub parse: fn(&Any, &mut Context) -> Option<Arc<dyn FilterConfig>>,
     /// Full name of the per-route configuration's message type, if there is one, and its reader.
-    pub route: Option<(&'static str, fn(&Any, &mut Context) -> Option<RouteFilterConfig>)>,
+    pub route: Option<(&'static str, ParseRoute)>,
 }
 
 /// Every filter there is.

@@ -4,7 +4,6 @@ use super::{
     Body, Protocol, RequestHead, ResponseEvent, ResponseHead,
     deadlines::Deadline,
     deadlines::Deadlines,
-    grpc,
     header_names::*,
     local_reply::reset_details,
     pump::{Pump, PumpError},
@@ -138,7 +137,7 @@ async fn forward_request(
     let original = stream.request.clone();
     let timeouts = timeouts::decide(&mut stream.request, &policy, stream.is_grpc);
     matched.finalize_request(&mut stream.request, &stream.info, !router.suppress_envoy_headers);
-    if let Some(_) = &forward.config.internal_redirect {
+    if forward.config.internal_redirect.is_some() {
         request.keep_for_replay(
             matched.route.request_buffer_limit.unwrap_or(stream.connection.manager.buffer_limit as u64),
         );
@@ -425,7 +424,5 @@ fn timed_out(stream: &mut Stream, cluster: &Rc<ThreadCluster>, interrupt: Interr
         StatusCode::GATEWAY_TIMEOUT
     };
     cluster.count_local(status.as_u16(), stream.connection.manager.router.dynamic_stats, stream.is_internal);
-    let mut reply = LocalReply::new(status, body, details).by_router();
-    reply.grpc_status = (status == StatusCode::GATEWAY_TIMEOUT).then_some(grpc::DEADLINE_EXCEEDED);
-    Answer::Local(reply)
+    Answer::Local(LocalReply::new(status, body, details).by_router())
 }

@@ -62,7 +62,7 @@ pub async fn serve(connection: Rc<HttpConnection>, head: RequestHead, body: Body
     let mut stream = Stream::begin(connection, head);
     let mut request = Pump::new(body);
     let answer = match stream.accept(&mut request, &mut responder) {
-        Err(reply) => Answer::Local(reply),
+        Err(reply) => Answer::Local(*reply),
         Ok(()) => match stream.run_request_filters(&mut request, &mut responder).await {
             Err(answer) => answer,
             Ok(()) => dispatch::dispatch(&mut stream, &mut request, &mut responder).await,
@@ -149,7 +149,7 @@ impl Stream {
     }
 
     /// Checks the head, makes it ours, and finds its route.
-    fn accept(&mut self, request: &mut Pump, responder: &mut Responder) -> Result<(), LocalReply> {
+    fn accept(&mut self, request: &mut Pump, responder: &mut Responder) -> Result<(), Box<LocalReply>> {
         let connection = self.connection.clone();
         let (manager, stats) = (&connection.manager, &connection.stats);
         let config = &manager.config;
@@ -162,7 +162,7 @@ impl Stream {
         }
         if self.request.protocol == Protocol::Http10 {
             if !config.http1.accept_http_10 {
-                return Err(LocalReply::new(StatusCode::UPGRADE_REQUIRED, "", "low_version"));
+                return Err(LocalReply::new(StatusCode::UPGRADE_REQUIRED, "", "low_version").into());
             }
             if self.request.authority.is_empty() && !config.http1.default_host_for_http_10.is_empty() {
                 self.request.authority = Bytes::copy_from_slice(config.http1.default_host_for_http_10.as_bytes());
@@ -170,7 +170,7 @@ impl Stream {
         }
         // HTTP/1 without a host was refused by its codec; one that is there may be empty.
         if self.request.authority.is_empty() && self.request.protocol == Protocol::Http2 {
-            return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "missing_host_header"));
+            return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "missing_host_header").into());
         }
         if self.request.protocol < Protocol::Http2 {
             match request_headers::check_underscores(
@@ -182,16 +182,18 @@ impl Stream {
                 Underscores::Reject => {
                     connection.codec_stats.requests_rejected_with_underscores_in_headers.inc();
                     self.must_close = true;
-                    return Err(LocalReply::new(StatusCode::BAD_REQUEST, "Bad Request", "http1.unexpected_underscore"));
+                    return Err(
+                        LocalReply::new(StatusCode::BAD_REQUEST, "Bad Request", "http1.unexpected_underscore").into()
+                    );
                 }
             }
         }
         if !is_valid_authority(&self.request.authority) {
-            return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "invalid_authority"));
+            return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "invalid_authority").into());
         }
         if !self.request.path.is_empty() && self.request.path[0] != b'/' {
             stats.downstream_rq_non_relative_path.inc();
-            return Err(LocalReply::new(StatusCode::NOT_FOUND, "", "absolute_path_rejected"));
+            return Err(LocalReply::new(StatusCode::NOT_FOUND, "", "absolute_path_rejected").into());
         }
         match request_headers::normalize_path(&mut self.request, config) {
             PathAction::Continue => {}
@@ -201,11 +203,11 @@ impl Stream {
                 if let Ok(location) = HeaderValue::from_maybe_shared(self.request.path.clone()) {
                     reply.headers.insert(header::LOCATION, location);
                 }
-                return Err(reply);
+                return Err(reply.into());
             }
             PathAction::Reject | PathAction::Redirect => {
                 stats.downstream_rq_failed_path_normalization.inc();
-                return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "path_normalization_failed"));
+                return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "path_normalization_failed").into());
             }
         }
         request_headers::normalize_host(&mut self.request, config, connection.info.local.ip().map(|ip| ip.port()));
@@ -225,7 +227,7 @@ impl Stream {
             Err(rejected) => {
                 stats.downstream_rq_rejected_via_ip_detection.inc();
                 let status = StatusCode::from_u16(rejected.status).unwrap_or(StatusCode::FORBIDDEN);
-                return Err(LocalReply::new(status, "", "rejecting_because_detection_failed"));
+                return Err(LocalReply::new(status, "", "rejecting_because_detection_failed").into());
             }
         }
         self.info.stream_id = self.request.headers.get(REQUEST_ID).map(|id| Bytes::copy_from_slice(id.as_bytes()));
@@ -252,14 +254,14 @@ impl Stream {
     }
 
     /// Looks the route up, again after an internal redirect.
-    pub fn find_route(&mut self) -> Result<(), LocalReply> {
+    pub fn find_route(&mut self) -> Result<(), Box<LocalReply>> {
         let connection = &self.connection;
         self.route = None;
         let Some(table) = &self.table else {
             // The route configuration has not come yet, or is gone.
             self.info.set_flag(ResponseFlag::NoRouteFound);
             connection.stats.no_route.inc();
-            return Err(LocalReply::new(StatusCode::NOT_FOUND, "", "route_configuration_not_found"));
+            return Err(LocalReply::new(StatusCode::NOT_FOUND, "", "route_configuration_not_found").into());
         };
         let runtime = connection.thread.runtime();
         let context = MatchContext {
@@ -281,18 +283,18 @@ impl Stream {
                 let mut reply = LocalReply::new(StatusCode::MOVED_PERMANENTLY, "", "direct_response");
                 reply.headers.insert(header::LOCATION, location);
                 connection.stats.rq_redirect.inc();
-                Err(reply)
+                Err(reply.into())
             }
             RouteOutcome::NoVirtualHost | RouteOutcome::NoRoute => {
                 self.info.set_flag(ResponseFlag::NoRouteFound);
                 connection.stats.no_route.inc();
-                Err(LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found"))
+                Err(LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found").into())
             }
         }
     }
 
     /// An upgrade or CONNECT goes on only where connection manager and route allow it.
-    fn check_upgrade(&mut self, _request: &mut Pump) -> Result<(), LocalReply> {
+    fn check_upgrade(&mut self, _request: &mut Pump) -> Result<(), Box<LocalReply>> {
         let kind = match &self.request.upgrade {
             Some(kind) => kind.clone(),
             None if self.request.is_connect() => Bytes::from_static(b"CONNECT"),
@@ -307,7 +309,7 @@ impl Stream {
         // What follows on this connection may be meant for the tunnel: it must not be read as a request.
         self.must_close = true;
         self.connection.stats.downstream_rq_ws_on_non_ws_route.inc();
-        Err(LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed"))
+        Err(LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed").into())
     }
 
     fn apply_route_timeouts(&mut self) {

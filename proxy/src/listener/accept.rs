@@ -200,14 +200,15 @@ impl Listeners {
         }
         let mut listener = listener;
         let mut _handed_over = None;
-        if listener.config.use_original_dst && accepted.restored_destination {
-            if let Some(other) = self.listener_for(&accepted.info.local, &listener) {
-                active = other;
-                listener = active.listener.borrow().clone();
-                active.stats.listener.downstream_cx_total.inc();
-                active.stats.worker.downstream_cx_total.inc();
-                _handed_over = Some(Counted::new(active.clone()));
-            }
+        if listener.config.use_original_dst
+            && accepted.restored_destination
+            && let Some(other) = self.listener_for(&accepted.info.local, &listener)
+        {
+            active = other;
+            listener = active.listener.borrow().clone();
+            active.stats.listener.downstream_cx_total.inc();
+            active.stats.worker.downstream_cx_total.inc();
+            _handed_over = Some(Counted::new(active.clone()));
         }
         let Some(chain) = listener.chain_for(&accepted.info) else {
             active.stats.listener.no_filter_chain_match.inc();

@@ -7,6 +7,9 @@ use foldhash::HashMap;
 use smallvec::SmallVec;
 use weft_config::route::{PathMatch, RouteMatch};
 
+/// Texts by their length, shortest first, each with the numbers of the routes that have it.
+type ByLength = Vec<(usize, HashMap<Box<[u8]>, Vec<u32>>)>;
+
 /// Routes of one virtual host by what their path condition needs.
 #[derive(Debug, Default)]
 pub struct PathIndex {
@@ -14,8 +17,8 @@ pub struct PathIndex {
     exact: HashMap<Box<[u8]>, Vec<u32>>,
     exact_ignoring_case: HashMap<Box<[u8]>, Vec<u32>>,
     /// Prefixes by length, longest last; each with the routes that have it.
-    prefixes: Vec<(usize, HashMap<Box<[u8]>, Vec<u32>>)>,
-    prefixes_ignoring_case: Vec<(usize, HashMap<Box<[u8]>, Vec<u32>>)>,
+    prefixes: ByLength,
+    prefixes_ignoring_case: ByLength,
     rest: Vec<u32>,
     /// Few routes are walked faster than looked up.
     walk: Option<u32>,
@@ -91,7 +94,7 @@ fn add_list<'i>(lists: &mut SmallVec<[&'i [u32]; 8]>, list: Option<&'i Vec<u32>>
     lists.extend(list.map(Vec::as_slice));
 }
 
-fn add_prefix(prefixes: &mut Vec<(usize, HashMap<Box<[u8]>, Vec<u32>>)>, text: Box<[u8]>, number: u32) {
+fn add_prefix(prefixes: &mut ByLength, text: Box<[u8]>, number: u32) {
     let at = prefixes.binary_search_by_key(&text.len(), |(length, _)| *length).unwrap_or_else(|at| {
         prefixes.insert(at, (text.len(), HashMap::default()));
         at

@@ -102,7 +102,7 @@ fn convert(conversion: char, width: Option<usize>, since: Duration, out: &mut St
         'f' => write!(out, "{}", &format!("{:09}", since.subsec_nanos())[..width.unwrap_or(9).clamp(1, 9)]),
         'z' => write!(out, "+0000"),
         'Z' => write!(out, "UTC"),
-        'n' => write!(out, "\n"),
+        'n' => writeln!(out),
         't' => write!(out, "\t"),
         '%' => write!(out, "%"),
         'F' => return nested("%Y-%m-%d", out),
