@@ -140,7 +140,7 @@ fn walk(key: String, value: Value, out: &mut Vec<(String, RuntimeValue)>, cx: &m
 
 /// Text that says a number counts as one: that is how numbers with a point come out of YAML. Text that says a bool
 /// stays text, in Envoy too.
-fn text_value(text: String) -> RuntimeValue {
+pub fn text_value(text: String) -> RuntimeValue {
     let trimmed = text.trim();
     if trimmed.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.')) {
         trimmed.parse().map_or(RuntimeValue::Text(text), RuntimeValue::Number)

@@ -5,4 +5,5 @@ pub mod cli;
 pub mod control;
 pub mod log_format;
 pub mod logging;
+pub mod runtime;
 pub mod worker;

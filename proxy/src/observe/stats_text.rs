@@ -54,7 +54,7 @@ pub fn print(stats: &[Stat], bounds: &Bounds, view: HistogramView) -> String {
                     let buckets = all
                         .iter()
                         .zip(&last)
-                        .map(|((bound, all), (_, last))| format!("B{}({last},{all})", general(*bound)));
+                        .map(|((bound, all), (_, last))| format!("B{}({last},{all})", six_digits(*bound)));
                     writeln!(out, "{name}: {}", buckets.collect::<Vec<_>>().join(" "))
                 }
                 HistogramView::Detailed => writeln!(
@@ -76,7 +76,7 @@ fn summary((all, last): &(Distribution, Distribution)) -> String {
 }
 
 fn details(values: &Distribution) -> String {
-    let bucket = |b: &super::stats::Bucket| format!("{},{}:{}", general(b.low), general(b.width), b.count);
+    let bucket = |b: &super::stats::Bucket| format!("{},{}:{}", six_digits(b.low), six_digits(b.width), b.count);
     values.buckets.iter().map(bucket).collect::<Vec<_>>().join(", ")
 }
 
@@ -157,7 +157,7 @@ fn percent(q: f64) -> String {
 }
 
 /// Six digits at most, as C's `%g`.
-fn general(value: f64) -> String {
+pub fn six_digits(value: f64) -> String {
     let exponent = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
     if (-4..6).contains(&exponent) {
         let text = format!("{value:.*}", (5 - exponent).max(0) as usize);
