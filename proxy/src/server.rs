@@ -3,7 +3,10 @@
 pub mod boot;
 pub mod cli;
 pub mod control;
+pub mod discovery;
 pub mod log_format;
 pub mod logging;
 pub mod runtime;
+pub mod runtime_layers;
+pub mod view;
 pub mod worker;

@@ -2,7 +2,7 @@
 
 mod store;
 
-pub use store::{Origin, Store};
+pub use store::{Entry, Origin, Store};
 
 use crate::{base::RuntimeSnapshot, http::thread::RouteTables, listener::Listener, upstream::ClusterTable};
 use std::sync::Arc;

@@ -1,36 +1,79 @@
-//! The control thread: owns the store, publishes snapshots to the workers, handles signals.
+//! The control thread: owns the store, publishes snapshots to the workers, discovers hosts, serves the admin API, handles signals.
 
 use super::{
     boot::{self, Boot},
     cli::Options,
+    discovery::Discoveries,
+    runtime_layers::RuntimeLayers,
     worker::{Message, Worker, WorkerOptions},
 };
 use crate::{
+    admin::{Admin, AdminSocket, State, StatsSettings},
     http::request_headers::LocalInfo,
-    observe::{access_log::LogWriter, stats::Registry},
+    observe::{
+        access_log::{AccessLogs, LogWriter},
+        stats::{ClusterManagerStats, ListenerManagerStats, Registry, RuntimeStats, ServerStats},
+        stats_text::Bounds,
+        tags::TagExtractors,
+    },
     snapshot::Store,
+    upstream::Upstreams,
 };
 use http::HeaderValue;
-use std::{sync::Arc, time::Duration};
-use tokio::signal::unix::{SignalKind, signal};
-use weft_config::Problem;
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
+use weft_config::{Context, Problem, access_log::AccessLog};
+use weft_control_api::{Message as _, envoy::config::accesslog::v3 as accesslog};
 
-/// The server while it runs.
+/// The server while it runs. Lives on the control thread.
 pub struct Control {
     pub options: Options,
     pub boot: Boot,
     pub registry: Registry,
-    pub store: Store,
-    pub workers: Vec<Worker>,
+    pub store: RefCell<Store>,
+    pub workers: RefCell<Vec<Worker>>,
+    pub concurrency: usize,
     pub log_writer: LogWriter,
+    pub runtime: RefCell<RuntimeLayers>,
+    pub stats_settings: StatsSettings,
+    pub stats: Stats,
+    pub state: Cell<State>,
+    pub health_check_failed: Cell<bool>,
+    pub start: Instant,
+    pub start_time: std::time::SystemTime,
+    /// This thread's clusters: their stats show before there is traffic, and gRPC clients go through them.
+    pub upstreams: Rc<Upstreams>,
+    pub discoveries: Discoveries,
+    pub quit: Notify,
+    /// Something asks for a new snapshot.
+    pub republish: Notify,
+    /// A graceful drain is under way; after the drain time the listeners stop (true: inbound ones only).
+    pub stop_later: Cell<Option<bool>>,
 }
 
-/// Serves until a signal ends it.
+/// What the control thread alone counts.
+pub struct Stats {
+    pub server: Arc<ServerStats>,
+    pub listeners: Arc<ListenerManagerStats>,
+    pub clusters: Arc<ClusterManagerStats>,
+    pub runtime: Arc<RuntimeStats>,
+}
+
+/// Serves until a signal or the admin API ends it.
 ///
 /// # Errors
 /// What is wrong with the static configuration, with its place in the text.
 pub fn run(options: Options, boot: Boot) -> Result<(), Vec<Problem>> {
-    let internal = |e: std::io::Error| vec![Problem::new("", e.to_string())];
+    let internal = |e: io::Error| vec![Problem::new("", e.to_string())];
     let interval = Duration::from_millis(u64::from(options.log.file_flush_interval_msec));
     let log_writer = LogWriter::start(interval).map_err(internal)?;
     let concurrency = options.process.concurrency.map_or_else(default_concurrency, |n| n.max(1) as usize);
@@ -43,55 +86,192 @@ pub fn run(options: Options, boot: Boot) -> Result<(), Vec<Problem>> {
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())
         .map_err(internal)?;
-    let registry = Registry::new();
-    let control = Control { options, boot, registry, store, workers: Vec::new(), log_writer };
-    runtime.block_on(serve(control, concurrency)).map_err(internal)
-}
-
-async fn serve(mut control: Control, concurrency: usize) -> std::io::Result<()> {
-    let node = &control.boot.bootstrap.node;
-    let header = |text: &str| HeaderValue::try_from(text).ok().filter(|v| !v.is_empty());
-    let options = WorkerOptions {
-        registry: control.registry.clone(),
-        local: Arc::new(LocalInfo {
-            address: boot::local_address(),
-            node_id: header(&node.id),
-            service_cluster: header(&node.cluster),
-        }),
-        drain_time: Duration::from_secs(u64::from(control.options.restart.drain_time_s)),
-    };
-    let snapshot = Arc::new(control.store.snapshot());
-    for index in 0..concurrency {
-        control.workers.push(Worker::start(index, options.clone(), snapshot.clone())?);
-    }
-    tracing::info!(target: "main", "serving with {concurrency} workers");
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    let mut usr1 = signal(SignalKind::user_defined1())?;
-    loop {
-        tokio::select! {
-            _ = term.recv() => break,
-            _ = int.recv() => break,
-            _ = usr1.recv() => {
-                control.log_writer.reopen();
-                super::logging::reopen();
-            }
-        }
-    }
-    tracing::warn!(target: "main", "caught a signal to end");
-    control.shut_down();
-    Ok(())
+    runtime.block_on(async move {
+        let control = Control::new(options, boot, store, log_writer, concurrency);
+        control.serve().await
+    })
 }
 
 impl Control {
-    /// Makes what the store holds the truth of all workers.
-    pub fn publish(&self) {
-        let snapshot = Arc::new(self.store.snapshot());
-        self.workers.iter().for_each(|worker| worker.send(Message::Publish(snapshot.clone())));
+    fn new(options: Options, boot: Boot, store: Store, log_writer: LogWriter, concurrency: usize) -> Rc<Self> {
+        let registry = Registry::new();
+        registry.set_matcher(boot.bootstrap.stats.matcher.clone());
+        let stats = Stats {
+            server: registry.attach("server"),
+            listeners: registry.attach("listener_manager"),
+            clusters: registry.attach("cluster_manager"),
+            runtime: registry.attach("runtime"),
+        };
+        Rc::new(Self {
+            runtime: RefCell::new(RuntimeLayers::new(&boot.bootstrap.runtime_layers)),
+            stats_settings: StatsSettings {
+                tags: TagExtractors::new(&boot.bootstrap.stats, &options.process.stats_tag),
+                bounds: Bounds::new(&boot.bootstrap.stats.histogram_buckets),
+            },
+            upstreams: Upstreams::new(registry.clone(), true),
+            discoveries: Discoveries::default(),
+            options,
+            boot,
+            registry,
+            store: RefCell::new(store),
+            workers: RefCell::default(),
+            concurrency,
+            log_writer,
+            stats,
+            state: Cell::new(State::Initializing),
+            health_check_failed: Cell::new(false),
+            start: Instant::now(),
+            start_time: std::time::SystemTime::now(),
+            quit: Notify::new(),
+            republish: Notify::new(),
+            stop_later: Cell::new(None),
+        })
     }
 
-    fn shut_down(&mut self) {
-        self.workers.drain(..).for_each(Worker::stop);
+    async fn serve(self: Rc<Self>) -> Result<(), Vec<Problem>> {
+        let internal = |e: io::Error| vec![Problem::new("", e.to_string())];
+        self.start_admin()?;
+        self.stats.server.concurrency.set(self.concurrency as u64);
+        self.count_static();
+        self.publish();
+        // Workers begin once it is known where the clusters' hosts are.
+        self.discoveries.warm().await;
+        self.start_workers().map_err(internal)?;
+        self.state.set(State::Live);
+        self.stats.server.live.set(1);
+        self.stats.server.initialization_time_ms.record(self.start.elapsed().as_millis() as u64);
+        self.stats.listeners.workers_started.set(1);
+        tracing::info!(target: "main", "starting main dispatch loop");
+        self.wait_for_end().await.map_err(internal)?;
+        self.shut_down();
+        Ok(())
+    }
+
+    fn start_admin(self: &Rc<Self>) -> Result<(), Vec<Problem>> {
+        let Some(admin) = &self.boot.bootstrap.admin else { return Ok(()) };
+        let Some(address) = &admin.address else { return Ok(()) };
+        let mut cx = Context::at("admin");
+        let logs: Vec<AccessLog> = cx.elements("access_log", admin.access_log.clone(), |cx, bytes| {
+            let proto = accesslog::AccessLog::decode(&*bytes).map_err(|e| cx.problem(e.to_string())).ok()?;
+            AccessLog::from_proto(proto, cx)
+        });
+        let logs = AccessLogs::compile("access_log", &logs, &self.log_writer, &mut cx);
+        let (logs, _) = cx.finish(Some(logs))?;
+        let socket = AdminSocket::bind(address).map_err(|e| vec![Problem::new("admin.address", e.to_string())])?;
+        let path = &self.options.process.admin_address_path;
+        if !path.is_empty()
+            && let Err(error) = std::fs::write(path, socket.address().to_string())
+        {
+            tracing::error!(target: "main", "cannot write the admin address to {path}: {error}");
+        }
+        let server = Admin::new(self.clone(), admin.allow_paths.clone(), logs);
+        tokio::task::spawn_local(server.serve(socket));
+        Ok(())
+    }
+
+    fn start_workers(&self) -> io::Result<()> {
+        let node = &self.boot.bootstrap.node;
+        let header = |text: &str| HeaderValue::try_from(text).ok().filter(|v| !v.is_empty());
+        let options = WorkerOptions {
+            registry: self.registry.clone(),
+            local: Arc::new(LocalInfo {
+                address: boot::local_address(),
+                node_id: header(&node.id),
+                service_cluster: header(&node.cluster),
+            }),
+            drain_time: self.options.drain_time(),
+        };
+        let snapshot = Arc::new(self.store.borrow().snapshot());
+        let mut workers = self.workers.borrow_mut();
+        for index in 0..self.concurrency {
+            workers.push(Worker::start(index, options.clone(), snapshot.clone())?);
+        }
+        Ok(())
+    }
+
+    fn count_static(&self) {
+        let store = self.store.borrow();
+        let listeners = store.listeners.len() as u64;
+        self.stats.listeners.listener_added.add(listeners);
+        self.stats.listeners.listener_create_success.add(listeners * self.concurrency as u64);
+        self.stats.clusters.cluster_added.add(store.clusters.len() as u64);
+        self.stats.runtime.load_success.inc();
+    }
+
+    /// Makes what the store holds the truth of this thread and all workers.
+    pub fn publish(self: &Rc<Self>) {
+        let snapshot = {
+            let mut store = self.store.borrow_mut();
+            store.runtime = Arc::new(self.runtime.borrow().snapshot());
+            Arc::new(store.snapshot())
+        };
+        self.upstreams.apply(&snapshot.clusters);
+        self.discoveries.follow(self);
+        let stats = &self.stats;
+        stats.listeners.total_listeners_active.set(snapshot.listeners.len() as u64);
+        stats.clusters.active_clusters.set(self.store.borrow().clusters.len() as u64);
+        let (layers, keys, overrides) = self.runtime.borrow().counts();
+        stats.runtime.num_layers.set(layers);
+        stats.runtime.num_keys.set(keys);
+        stats.runtime.admin_overrides_active.set(u64::from(overrides > 0));
+        self.tell_workers(&Message::Publish(snapshot));
+    }
+
+    pub fn tell_workers(&self, message: &Message) {
+        self.workers.borrow().iter().for_each(|worker| worker.send(message.clone()));
+    }
+
+    /// Stops the listeners: their sockets are closed, their connections told to end.
+    pub fn stop_listeners(&self, inbound_only: bool) {
+        let store = self.store.borrow();
+        let stopped = store.listeners.iter().filter(|(_, entry)| !inbound_only || entry.value.facts.is_inbound);
+        let stopped = stopped.map(|(_, entry)| entry.value.sockets.close()).count() as u64;
+        self.stats.listeners.listener_stopped.add(stopped);
+        self.tell_workers(&Message::StopListeners { inbound_only });
+    }
+
+    async fn wait_for_end(self: &Rc<Self>) -> io::Result<()> {
+        let mut term = signal(SignalKind::terminate())?;
+        let mut int = signal(SignalKind::interrupt())?;
+        let mut usr1 = signal(SignalKind::user_defined1())?;
+        loop {
+            tokio::select! {
+                _ = term.recv() => tracing::warn!(target: "main", "caught ENVOY_SIGTERM"),
+                _ = int.recv() => tracing::warn!(target: "main", "caught SIGINT"),
+                () = self.quit.notified() => {}
+                () = self.republish.notified() => {
+                    self.after_command();
+                    continue;
+                }
+                _ = usr1.recv() => {
+                    self.reopen_logs();
+                    continue;
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    /// What a command of the admin API began.
+    fn after_command(self: &Rc<Self>) {
+        self.publish();
+        if let Some(inbound_only) = self.stop_later.take() {
+            let (control, after) = (self.clone(), self.options.drain_time());
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(after).await;
+                control.stop_listeners(inbound_only);
+            });
+        }
+    }
+
+    pub fn reopen_logs(&self) {
+        self.log_writer.reopen();
+        super::logging::reopen();
+    }
+
+    fn shut_down(&self) {
+        tracing::info!(target: "main", "shutting down server instance");
+        self.workers.borrow_mut().drain(..).for_each(Worker::stop);
         self.log_writer.flush();
     }
 }

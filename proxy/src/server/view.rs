@@ -1,0 +1,256 @@
+//! What the admin API sees of the server, and how it obeys.
+
+use super::{cli, control::Control, logging, worker::Message};
+use crate::{
+    admin::{
+        Command, ConfigDump, DynamicListener, DynamicResource, ListenerStatus, Resource, RuntimeDump, ServerInfo,
+        ServerView, State, StatsSettings, UnreadyTargets, VersionedResources,
+    },
+    base::RuntimeSnapshot,
+    observe::{memory::Memory, stats::Registry},
+    snapshot::{Entry, Origin},
+    upstream::Cluster,
+};
+use std::sync::Arc;
+use weft_config::bootstrap::Node;
+use weft_control_api::{
+    Any, Message as _, Name,
+    envoy::config::{cluster::v3 as cluster, core::v3 as core, listener::v3 as listener, route::v3 as route},
+};
+
+/// The admin API holds the server by this: its own reference keeps it alive.
+impl ServerView for Control {
+    fn info(&self) -> ServerInfo {
+        ServerInfo {
+            version: cli::version(),
+            state: self.state.get(),
+            uptime: self.start.elapsed(),
+            uptime_all_epochs: self.start.elapsed(),
+            hot_restart_version: self.options.hot_restart_version().to_owned(),
+            command_line_options: self.options.to_json(self.concurrency as u32),
+            node: node_proto(&self.boot.bootstrap.node),
+        }
+    }
+
+    fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    fn stats_settings(&self) -> &StatsSettings {
+        &self.stats_settings
+    }
+
+    fn refresh_stats(&self) {
+        let stats = &self.stats.server;
+        let memory = Memory::read();
+        stats.uptime.set(self.start.elapsed().as_secs());
+        stats.memory_allocated.set(memory.allocated);
+        stats.memory_heap_size.set(memory.heap_size);
+        stats.memory_physical_size.set(memory.physical);
+        stats.state.set(self.state.get() as u64);
+        stats.live.set(u64::from(self.state.get() == State::Live));
+        stats.days_until_first_cert_expiring.set(u64::from(u32::MAX));
+    }
+
+    fn listeners(&self) -> Vec<ListenerStatus> {
+        let status = |(name, entry): &(String, Entry<crate::listener::Listener>)| ListenerStatus {
+            name: name.clone(),
+            addresses: entry.value.sockets.addresses.clone(),
+        };
+        self.store.borrow().listeners.iter().map(status).collect()
+    }
+
+    fn clusters(&self) -> Vec<Arc<Cluster>> {
+        self.store.borrow().clusters.values().map(|entry| entry.value.clone()).collect()
+    }
+
+    fn config_dump(&self) -> ConfigDump {
+        let store = self.store.borrow();
+        let bootstrap = Resource {
+            name: String::new(),
+            config: Any {
+                type_url: "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap".into(),
+                value: self.dumped_bootstrap(),
+            },
+            last_updated: self.start_time,
+        };
+        let mut clusters = VersionedResources::default();
+        for (name, entry) in &store.clusters {
+            let resource = resource::<cluster::Cluster, _>(name, entry);
+            match &entry.origin {
+                Origin::Static => clusters.fixed.push(resource),
+                Origin::Dynamic(version) => clusters.active.push(dynamic(version, resource)),
+            }
+        }
+        let mut static_listeners = Vec::new();
+        let mut listeners = Vec::new();
+        let mut routes = VersionedResources::default();
+        for (name, entry) in &store.listeners {
+            let resource = resource::<listener::Listener, _>(name, entry);
+            match &entry.origin {
+                Origin::Static => static_listeners.push(resource),
+                Origin::Dynamic(version) => {
+                    listeners.push(DynamicListener {
+                        name: name.clone(),
+                        active: Some((version.clone(), resource)),
+                        ..DynamicListener::default()
+                    });
+                }
+            }
+            routes.fixed.extend(inline_routes(entry));
+        }
+        for (name, entry) in &store.tables {
+            let resource = resource::<route::RouteConfiguration, _>(name, entry);
+            if let Origin::Dynamic(version) = &entry.origin {
+                routes.active.push(dynamic(version, resource));
+            }
+        }
+        ConfigDump {
+            bootstrap: Some(bootstrap),
+            clusters,
+            listeners,
+            static_listeners,
+            routes: Some(routes),
+            ..ConfigDump::default()
+        }
+    }
+
+    fn unready_targets(&self) -> Vec<UnreadyTargets> {
+        Vec::new()
+    }
+
+    fn certificates(&self) -> Vec<serde_json::Value> {
+        Vec::new()
+    }
+
+    fn runtime(&self) -> RuntimeDump {
+        self.runtime.borrow().dump()
+    }
+
+    fn runtime_snapshot(&self) -> Arc<RuntimeSnapshot> {
+        self.store.borrow().runtime.clone()
+    }
+
+    fn modify_runtime(&self, changes: &[(String, String)]) -> Result<(), String> {
+        self.runtime.borrow_mut().modify(changes)?;
+        self.stats.runtime.load_success.inc();
+        self.republish.notify_one();
+        Ok(())
+    }
+
+    fn log_levels(&self) -> Vec<(&'static str, &'static str)> {
+        logging::levels().into_iter().map(|(component, level)| (component, level.name())).collect()
+    }
+
+    fn set_log_level(&self, component: Option<&str>, level: &str) -> bool {
+        let Ok(level) = level.parse() else { return false };
+        match component {
+            Some(component) => logging::set_level(component, level),
+            None => {
+                logging::set_all_levels(level);
+                true
+            }
+        }
+    }
+
+    fn command(&self, command: Command) {
+        match command {
+            Command::Quit => self.quit.notify_one(),
+            Command::FailHealthCheck | Command::PassHealthCheck => {
+                let failed = matches!(command, Command::FailHealthCheck);
+                self.health_check_failed.set(failed);
+                self.state.set(if failed { State::Draining } else { State::Live });
+                self.tell_workers(&Message::HealthCheck { failed });
+            }
+            Command::DrainListeners { inbound_only, graceful, skip_exit } => {
+                if graceful {
+                    self.tell_workers(&Message::Drain { inbound_only });
+                }
+                match (graceful, skip_exit) {
+                    (_, true) => {}
+                    (false, false) => self.stop_listeners(inbound_only),
+                    (true, false) => self.stop_later.set(Some(inbound_only)),
+                }
+                self.republish.notify_one();
+            }
+            Command::ReopenLogs => self.reopen_logs(),
+        }
+    }
+}
+
+impl Control {
+    /// The bootstrap with the node that the flags made of it.
+    fn dumped_bootstrap(&self) -> Vec<u8> {
+        let mut proto = self.boot.loaded.proto.clone();
+        proto.node = Some(node_proto(&self.boot.bootstrap.node));
+        proto.encode_to_vec()
+    }
+}
+
+fn resource<M: Name, T>(name: &str, entry: &Entry<T>) -> Resource {
+    Resource {
+        name: name.to_owned(),
+        config: Any { type_url: M::type_url(), value: entry.bytes.clone() },
+        last_updated: entry.updated,
+    }
+}
+
+fn dynamic(version: &str, resource: Resource) -> DynamicResource {
+    DynamicResource { version_info: version.to_owned(), resource: Some(resource), error: None }
+}
+
+/// The route configurations inside a listener's connection managers.
+fn inline_routes(entry: &Entry<crate::listener::Listener>) -> Vec<Resource> {
+    use weft_control_api::envoy::extensions::filters::network::http_connection_manager::v3::{
+        HttpConnectionManager, http_connection_manager::RouteSpecifier,
+    };
+    let Ok(proto) = listener::Listener::decode(&*entry.bytes) else { return Vec::new() };
+    let filters = proto.filter_chains.into_iter().chain(proto.default_filter_chain).flat_map(|chain| chain.filters);
+    let routes = filters.filter_map(|filter| {
+        let Some(listener::filter::ConfigType::TypedConfig(any)) = filter.config_type else { return None };
+        if !any.type_url.ends_with(".HttpConnectionManager") {
+            return None;
+        }
+        let Some(RouteSpecifier::RouteConfig(routes)) =
+            HttpConnectionManager::decode(&*any.value).ok()?.route_specifier
+        else {
+            return None;
+        };
+        Some(Resource {
+            name: routes.name.clone(),
+            config: Any { type_url: route::RouteConfiguration::type_url(), value: routes.encode_to_vec() },
+            last_updated: entry.updated,
+        })
+    });
+    routes.collect()
+}
+
+/// The node as control planes see it.
+pub fn node_proto(node: &Node) -> core::Node {
+    core::Node {
+        id: node.id.clone(),
+        cluster: node.cluster.clone(),
+        metadata: node.metadata.as_deref().and_then(|bytes| weft_control_api::Struct::decode(bytes).ok()),
+        locality: (!node.locality.is_empty()).then(|| core::Locality {
+            region: node.locality.region.clone(),
+            zone: node.locality.zone.clone(),
+            sub_zone: node.locality.sub_zone.clone(),
+        }),
+        user_agent_name: "weft".into(),
+        user_agent_version_type: Some(core::node::UserAgentVersionType::UserAgentBuildVersion(core::BuildVersion {
+            version: Some(weft_control_api::envoy::r#type::v3::SemanticVersion {
+                major_number: cli::API_VERSION.0,
+                minor_number: cli::API_VERSION.1,
+                patch: cli::API_VERSION.2,
+            }),
+            metadata: None,
+        })),
+        client_features: node
+            .client_features
+            .iter()
+            .cloned()
+            .chain(["envoy.lb.does_not_support_overprovisioning".into(), "envoy.lrs.supports_send_all_clusters".into()])
+            .collect(),
+        ..core::Node::default()
+    }
+}
