@@ -16,7 +16,6 @@ mod pool;
 mod raw_stream;
 mod shared;
 pub mod stats;
-pub mod status;
 mod thread;
 
 pub use breakers::Breakers;

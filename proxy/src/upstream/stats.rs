@@ -68,7 +68,7 @@ stats! {
         counter upstream_internal_redirect_failed_total,
         counter upstream_internal_redirect_succeeded_total,
         counter upstream_queue_overloaded,
-        codes upstream_rq,
+        lazy_codes upstream_rq,
         lazy_codes canary_upstream_rq as "canary.upstream_rq",
         lazy_codes external_upstream_rq as "external.upstream_rq",
         lazy_codes internal_upstream_rq as "internal.upstream_rq",
@@ -111,7 +111,7 @@ stats! {
         histogram(Milliseconds) upstream_cx_connect_ms,
         histogram(Milliseconds) upstream_cx_length_ms,
         histogram(Unspecified) upstream_rq_per_cx,
-        histogram(Milliseconds) upstream_rq_time,
+        lazy_histogram(Milliseconds) upstream_rq_time,
     }
 }
 
