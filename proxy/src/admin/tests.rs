@@ -350,3 +350,57 @@ fn runtime_and_log_levels() {
         assert!(body.starts_with(&format!("error: {problem}\n\nusage: /logging?<name>=<level>")), "{body}");
     }
 }
+
+#[test]
+fn over_a_socket_it_looks_like_envoy() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let (reply, paths) = tokio::task::LocalSet::new().block_on(&runtime, async {
+        let address = weft_config::Address::Socket(weft_config::address::SocketAddress {
+            protocol: weft_config::address::Protocol::Tcp,
+            host: "127.0.0.1".into(),
+            port: 0,
+            ipv4_compat: false,
+        });
+        let socket = super::AdminSocket::bind(&address).expect("a free port");
+        let peer = socket.address().ip().expect("an IP address");
+        let view = Fake::new();
+        let exact = weft_control_api::envoy::r#type::matcher::v3::StringMatcher {
+            match_pattern: Some(weft_control_api::envoy::r#type::matcher::v3::string_matcher::MatchPattern::Exact(
+                "/ready".into(),
+            )),
+            ..Default::default()
+        };
+        let allowed =
+            weft_config::string_matcher::StringMatcher::from_proto(exact, &mut Context::new()).expect("valid");
+        let admin = Admin::new(view.clone(), vec![allowed], AccessLogs::default());
+        tokio::task::spawn_local(admin.serve(socket));
+        let mut client = tokio::net::TcpStream::connect(peer).await.expect("it listens");
+        let requests =
+            b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\nGET /stats HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        client.write_all(requests).await.expect("it reads");
+        let mut reply = String::new();
+        client.read_to_string(&mut reply).await.expect("it answers");
+        let mut paths = Vec::new();
+        view.registry.visit(&mut |name, stat| {
+            if let crate::observe::stats::StatRef::Counter(counter) = stat
+                && counter.get() > 0
+            {
+                paths.push(format!("{name}={}", counter.get()));
+            }
+        });
+        (reply, paths)
+    });
+    let date = reply.find("date: ").expect("a date");
+    let end = date + reply[date..].find("\r\n").expect("an end");
+    let first = format!("{}{}", &reply[..date], &reply[end + 2..]);
+    let expected = "HTTP/1.1 200 OK\r\ncontent-type: text/plain; charset=UTF-8\r\ncache-control: no-cache, max-age=0\r\n\
+        x-content-type-options: nosniff\r\nserver: envoy\r\ntransfer-encoding: chunked\r\n\r\n5\r\nLIVE\n\r\n0\r\n\r\n\
+        HTTP/1.1 403 Forbidden\r\n";
+    assert!(first.starts_with(expected), "{first}");
+    for count in
+        ["http.admin.downstream_rq_2xx=1", "http.admin.downstream_rq_4xx=1", "listener.admin.downstream_cx_total=1"]
+    {
+        assert!(paths.iter().any(|path| path == count), "{paths:?}");
+    }
+}
