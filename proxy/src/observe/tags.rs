@@ -157,8 +157,9 @@ impl TagExtractors {
         let mut cuts: Vec<Range<usize>> = Vec::new();
         let mut tags: Vec<Tag> = Vec::new();
         for Extractor { name: tag, rule } in self.general.iter().chain(by_word) {
-            // The first that finds a tag has it.
-            if tags.iter().any(|known| known.name == *tag) {
+            // The first that finds a tag has it. Envoy's admin listener has no address in its names.
+            let is_admin = name.starts_with("listener.admin.") && tag == "envoy.listener_address";
+            if is_admin || tags.iter().any(|known| known.name == *tag) {
                 continue;
             }
             let (value, cut) = match rule {
@@ -277,6 +278,7 @@ mod tests {
                 "listener.foo.worker_0.downstream_cx_total",
                 "listener.worker_downstream_cx_total envoy.worker_id=0,envoy.listener_address=foo",
             ),
+            ("listener.admin.downstream_cx_total", "listener.admin.downstream_cx_total "),
             ("server.worker_1.watchdog_miss", "server.worker_watchdog_miss envoy.worker_id=1"),
             (
                 "vhost.v.vcluster.vc.upstream_rq_4xx",
