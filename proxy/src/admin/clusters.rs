@@ -5,9 +5,13 @@ use super::{
     message::{Reply, Request, error_line},
     view::ServerView,
 };
-use crate::upstream::status::{ClusterStatus, HostStatus, ThresholdStatus};
+use crate::upstream::{Cluster, Host, HostState, breakers::Resources};
 use regex::Regex;
-use weft_config::endpoint::{HealthStatus, Locality};
+use std::{
+    fmt::Write as _,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+use weft_config::{cluster::Discovery, endpoint::HealthStatus};
 use weft_control_api::envoy::{
     admin::v3::{self as pb, simple_metric},
     config::{
@@ -25,73 +29,158 @@ pub(super) fn show(request: &Request, view: &dyn ServerView) -> Reply {
     let mut clusters = view.clusters();
     clusters.retain(|cluster| filter.as_ref().is_none_or(|filter| filter.is_match(cluster.info.name())));
     clusters.sort_by(|a, b| a.info.name().cmp(b.info.name()));
-    let statuses = clusters.iter().map(|cluster| ClusterStatus::new(cluster));
     if request.param("format") == Some("json") {
-        return message(&pb::Clusters { cluster_statuses: statuses.map(status).collect() });
+        return message(&pb::Clusters { cluster_statuses: clusters.iter().map(status).collect() });
     }
-    Reply::text(statuses.map(|status| status.text()).collect::<String>())
+    let mut out = String::new();
+    for cluster in clusters {
+        // Writing to a string cannot fail.
+        let _ = text(&mut out, &cluster);
+    }
+    Reply::text(out)
 }
 
-fn status(cluster: ClusterStatus) -> pb::ClusterStatus {
-    let thresholds = vec![
-        thresholds(RoutingPriority::Default, cluster.default_thresholds),
-        thresholds(RoutingPriority::High, cluster.high_thresholds),
-    ];
+fn text(out: &mut String, cluster: &Cluster) -> std::fmt::Result {
+    let info = &cluster.info;
+    let name = info.name();
+    writeln!(out, "{name}::observability_name::{}", info.observability_name)?;
+    for (priority, resources) in [("default", &info.breakers.default), ("high", &info.breakers.high)] {
+        for (limit, value) in limits(resources) {
+            writeln!(out, "{name}::{priority}_priority::{limit}::{value}")?;
+        }
+    }
+    writeln!(out, "{name}::added_via_api::{}", info.added_via_api)?;
+    if let Some(eds_name) = eds_service_name(cluster) {
+        writeln!(out, "{name}::eds_service_name::{eds_name}")?;
+    }
+    for host in cluster.hosts.hosts() {
+        let prefix = format!("{name}::{}::", host.address);
+        let mut stats: Vec<_> = counters(&host.state).into_iter().chain(gauges(&host.state)).collect();
+        stats.sort_unstable();
+        for (stat, value) in stats {
+            writeln!(out, "{prefix}{stat}::{value}")?;
+        }
+        let locality = &host.locality;
+        writeln!(out, "{prefix}hostname::{}", host.hostname)?;
+        writeln!(out, "{prefix}health_flags::{}", health_flags(host))?;
+        writeln!(out, "{prefix}weight::{}", host.weight)?;
+        writeln!(out, "{prefix}region::{}", locality.region)?;
+        writeln!(out, "{prefix}zone::{}", locality.zone)?;
+        writeln!(out, "{prefix}sub_zone::{}", locality.sub_zone)?;
+        writeln!(out, "{prefix}canary::{}", host.is_canary())?;
+        writeln!(out, "{prefix}priority::{}", host.priority)?;
+        writeln!(out, "{prefix}success_rate::-1")?;
+        writeln!(out, "{prefix}local_origin_success_rate::-1")?;
+    }
+    Ok(())
+}
+
+fn status(cluster: &Arc<Cluster>) -> pb::ClusterStatus {
+    let info = &cluster.info;
+    let thresholds = |(priority, resources): (RoutingPriority, &Resources)| {
+        let [connections, pending, requests, retries] = limits(resources).map(|(_, value)| Some(value));
+        Thresholds {
+            priority: priority.into(),
+            max_connections: connections,
+            max_pending_requests: pending,
+            max_requests: requests,
+            max_retries: retries,
+            ..Thresholds::default()
+        }
+    };
+    let both = [(RoutingPriority::Default, &info.breakers.default), (RoutingPriority::High, &info.breakers.high)];
     pb::ClusterStatus {
-        name: cluster.name,
-        added_via_api: cluster.added_via_api,
-        host_statuses: cluster.hosts.into_iter().map(host_status).collect(),
-        circuit_breakers: Some(CircuitBreakers { thresholds, ..CircuitBreakers::default() }),
-        observability_name: cluster.observability_name,
-        eds_service_name: cluster.eds_service_name.unwrap_or_default(),
+        name: info.name().to_owned(),
+        added_via_api: info.added_via_api,
+        host_statuses: cluster.hosts.hosts().map(|host| host_status(host)).collect(),
+        circuit_breakers: Some(CircuitBreakers {
+            thresholds: both.map(thresholds).into(),
+            ..CircuitBreakers::default()
+        }),
+        observability_name: info.observability_name.to_string(),
+        eds_service_name: eds_service_name(cluster).unwrap_or_default().to_owned(),
         ..pb::ClusterStatus::default()
     }
 }
 
-fn thresholds(priority: RoutingPriority, limits: ThresholdStatus) -> Thresholds {
-    Thresholds {
-        priority: priority.into(),
-        max_connections: Some(limits.max_connections),
-        max_pending_requests: Some(limits.max_pending_requests),
-        max_requests: Some(limits.max_requests),
-        max_retries: Some(limits.max_retries),
-        ..Thresholds::default()
-    }
-}
-
-fn host_status(host: HostStatus) -> pb::HostStatus {
+fn host_status(host: &Host) -> pb::HostStatus {
     let metric = |kind: simple_metric::Type| {
         move |(name, value): (&str, u64)| pb::SimpleMetric { r#type: kind.into(), value, name: name.to_owned() }
     };
-    let counters = host.counters.into_iter().map(metric(simple_metric::Type::Counter));
+    let stats = counters(&host.state).into_iter().map(metric(simple_metric::Type::Counter));
     pb::HostStatus {
         address: Some(address(&host.address)),
-        stats: counters.chain(host.gauges.into_iter().map(metric(simple_metric::Type::Gauge))).collect(),
+        stats: stats.chain(gauges(&host.state).into_iter().map(metric(simple_metric::Type::Gauge))).collect(),
         health_status: Some(pb::HostHealthStatus {
-            eds_health_status: health(host.health).into(),
+            eds_health_status: shown_health(host).into(),
             ..pb::HostHealthStatus::default()
         }),
         weight: host.weight,
-        locality: Some(locality(&host.locality)),
-        hostname: host.hostname,
+        hostname: host.hostname.to_string(),
         priority: host.priority,
+        locality: Some(locality(host)),
         ..pb::HostStatus::default()
     }
 }
 
-/// A locality as configuration writes it.
-pub(super) fn locality(locality: &Locality) -> core::Locality {
-    let Locality { region, zone, sub_zone } = locality.clone();
-    core::Locality { region, zone, sub_zone }
+/// A host's locality, empty if it has none.
+pub(super) fn locality(host: &Host) -> core::Locality {
+    let weft_config::endpoint::Locality { region, zone, sub_zone } = &*host.locality;
+    core::Locality { region: region.clone(), zone: zone.clone(), sub_zone: sub_zone.clone() }
 }
 
 /// What EDS said of a host; to say nothing is to say that it is healthy.
-pub(super) fn health(health: HealthStatus) -> core::HealthStatus {
-    match health {
+pub(super) fn shown_health(host: &Host) -> core::HealthStatus {
+    match host.eds_health {
         HealthStatus::Unknown | HealthStatus::Healthy => core::HealthStatus::Healthy,
         HealthStatus::Unhealthy => core::HealthStatus::Unhealthy,
         HealthStatus::Draining => core::HealthStatus::Draining,
         HealthStatus::Timeout => core::HealthStatus::Timeout,
         HealthStatus::Degraded => core::HealthStatus::Degraded,
+    }
+}
+
+fn health_flags(host: &Host) -> &'static str {
+    match host.eds_health {
+        HealthStatus::Unknown | HealthStatus::Healthy => "healthy",
+        HealthStatus::Unhealthy | HealthStatus::Timeout => "/failed_eds_health",
+        HealthStatus::Draining => "/eds_status_draining",
+        HealthStatus::Degraded => "/degraded_eds_health",
+    }
+}
+
+fn limits(resources: &Resources) -> [(&'static str, u32); 4] {
+    [
+        ("max_connections", resources.connections.max()),
+        ("max_pending_requests", resources.pending_requests.max()),
+        ("max_requests", resources.requests.max()),
+        ("max_retries", resources.max_retries()),
+    ]
+}
+
+fn counters(state: &HostState) -> [(&'static str, u64); 6] {
+    [
+        ("cx_connect_fail", state.cx_connect_fail.load(Relaxed)),
+        ("cx_total", state.cx_total.load(Relaxed)),
+        ("rq_error", state.rq_error.load(Relaxed)),
+        ("rq_success", state.rq_success.load(Relaxed)),
+        ("rq_timeout", state.rq_timeout.load(Relaxed)),
+        ("rq_total", state.rq_total.load(Relaxed)),
+    ]
+}
+
+fn gauges(state: &HostState) -> [(&'static str, u64); 3] {
+    [
+        ("cx_active", state.cx_active.load(Relaxed).into()),
+        ("rq_active", state.rq_active.load(Relaxed).into()),
+        ("rq_pending_active", state.rq_pending_active.load(Relaxed).into()),
+    ]
+}
+
+/// The name that EDS is asked for, where it is not the cluster's.
+fn eds_service_name(cluster: &Cluster) -> Option<&str> {
+    match &cluster.info.config.discovery {
+        Discovery::Eds(eds) => Some(&*eds.service_name).filter(|name| *name != cluster.info.name()),
+        _ => None,
     }
 }

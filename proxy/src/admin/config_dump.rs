@@ -3,12 +3,12 @@
 //! The parts are built as messages of Envoy's admin API, so that field masks and redaction apply to them as to any message.
 
 use super::{
-    clusters::{health, locality},
+    clusters::{locality, shown_health},
     listeners::address,
     message::{Reply, Request, error_line},
     view::{ConfigDump, DynamicListener, DynamicResource, Resource, ServerView, UpdateFailure, VersionedResources},
 };
-use crate::upstream::{Cluster, status::ClusterStatus};
+use crate::upstream::Cluster;
 use http::StatusCode;
 use regex::Regex;
 use serde_json::{Value, json};
@@ -299,12 +299,11 @@ fn endpoints_part(mut clusters: Vec<Arc<Cluster>>, named: &dyn Fn(&str) -> bool)
 
 /// The hosts that a cluster has now, as if they had been assigned to it.
 fn assignment(cluster: &Cluster) -> Any {
-    let status = ClusterStatus::new(cluster);
     // By priority and locality.
-    let mut groups: BTreeMap<_, LocalityLbEndpoints> = BTreeMap::new();
-    for host in status.hosts {
+    let mut groups: BTreeMap<(u32, _), LocalityLbEndpoints> = BTreeMap::new();
+    for host in cluster.hosts.hosts() {
         let group = groups.entry((host.priority, host.locality.clone())).or_insert_with(|| LocalityLbEndpoints {
-            locality: Some(locality(&host.locality)),
+            locality: Some(locality(host)),
             priority: host.priority,
             load_balancing_weight: Some(0),
             ..LocalityLbEndpoints::default()
@@ -312,19 +311,19 @@ fn assignment(cluster: &Cluster) -> Any {
         let endpoint = Endpoint {
             address: Some(address(&host.address)),
             health_check_config: Some(HealthCheckConfig::default()),
-            hostname: host.hostname,
+            hostname: host.hostname.to_string(),
             ..Endpoint::default()
         };
         group.lb_endpoints.push(LbEndpoint {
             host_identifier: Some(HostIdentifier::Endpoint(endpoint)),
-            health_status: health(host.health).into(),
+            health_status: shown_health(host).into(),
             load_balancing_weight: Some(host.weight),
             ..LbEndpoint::default()
         });
     }
     let policy = Policy { overprovisioning_factor: Some(cluster.hosts.overprovisioning_factor), ..Policy::default() };
     let assignment = ClusterLoadAssignment {
-        cluster_name: status.name,
+        cluster_name: cluster.info.name().to_owned(),
         endpoints: groups.into_values().collect(),
         policy: Some(policy),
         ..ClusterLoadAssignment::default()
