@@ -7,6 +7,5 @@ pub mod discovery;
 pub mod log_format;
 pub mod logging;
 pub mod runtime;
-pub mod runtime_layers;
 pub mod view;
 pub mod worker;

@@ -4,7 +4,7 @@ use super::{
     boot::{self, Boot},
     cli::Options,
     discovery::Discoveries,
-    runtime_layers::RuntimeLayers,
+    runtime::Runtime,
     worker::{Message, Worker, WorkerOptions},
 };
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     http::request_headers::LocalInfo,
     observe::{
         access_log::{AccessLogs, LogWriter},
-        stats::{ClusterManagerStats, ListenerManagerStats, Registry, RuntimeStats, ServerStats},
+        stats::{ClusterManagerStats, ListenerManagerStats, Registry, ServerStats},
         stats_text::Bounds,
         tags::TagExtractors,
     },
@@ -43,7 +43,7 @@ pub struct Control {
     pub workers: RefCell<Vec<Worker>>,
     pub concurrency: usize,
     pub log_writer: LogWriter,
-    pub runtime: RefCell<RuntimeLayers>,
+    pub runtime: RefCell<Runtime>,
     pub stats_settings: StatsSettings,
     pub stats: Stats,
     pub state: Cell<State>,
@@ -65,7 +65,6 @@ pub struct Stats {
     pub server: Arc<ServerStats>,
     pub listeners: Arc<ListenerManagerStats>,
     pub clusters: Arc<ClusterManagerStats>,
-    pub runtime: Arc<RuntimeStats>,
 }
 
 /// Serves until a signal or the admin API ends it.
@@ -100,10 +99,13 @@ impl Control {
             server: registry.attach("server"),
             listeners: registry.attach("listener_manager"),
             clusters: registry.attach("cluster_manager"),
-            runtime: registry.attach("runtime"),
         };
         Rc::new(Self {
-            runtime: RefCell::new(RuntimeLayers::new(&boot.bootstrap.runtime_layers)),
+            runtime: RefCell::new(Runtime::new(
+                &boot.bootstrap.runtime_layers,
+                &boot.bootstrap.node.cluster,
+                &registry,
+            )),
             stats_settings: StatsSettings {
                 tags: TagExtractors::new(&boot.bootstrap.stats, &options.process.stats_tag),
                 bounds: Bounds::new(&boot.bootstrap.stats.histogram_buckets),
@@ -142,6 +144,7 @@ impl Control {
         self.stats.server.initialization_time_ms.record(self.start.elapsed().as_millis() as u64);
         self.stats.listeners.workers_started.set(1);
         tracing::info!(target: "main", "starting main dispatch loop");
+        self.flush_stats();
         self.wait_for_end().await.map_err(internal)?;
         self.shut_down();
         Ok(())
@@ -189,20 +192,31 @@ impl Control {
         Ok(())
     }
 
+    /// Ends an interval of the histograms every now and then.
+    fn flush_stats(self: &Rc<Self>) {
+        let Some(interval) = self.boot.bootstrap.stats_flush_interval else { return };
+        let registry = self.registry.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(interval).await;
+                registry.flush();
+            }
+        });
+    }
+
     fn count_static(&self) {
         let store = self.store.borrow();
         let listeners = store.listeners.len() as u64;
         self.stats.listeners.listener_added.add(listeners);
         self.stats.listeners.listener_create_success.add(listeners * self.concurrency as u64);
         self.stats.clusters.cluster_added.add(store.clusters.len() as u64);
-        self.stats.runtime.load_success.inc();
     }
 
     /// Makes what the store holds the truth of this thread and all workers.
     pub fn publish(self: &Rc<Self>) {
         let snapshot = {
             let mut store = self.store.borrow_mut();
-            store.runtime = Arc::new(self.runtime.borrow().snapshot());
+            store.runtime = self.runtime.borrow().snapshot();
             Arc::new(store.snapshot())
         };
         self.upstreams.apply(&snapshot.clusters);
@@ -210,10 +224,6 @@ impl Control {
         let stats = &self.stats;
         stats.listeners.total_listeners_active.set(snapshot.listeners.len() as u64);
         stats.clusters.active_clusters.set(self.store.borrow().clusters.len() as u64);
-        let (layers, keys, overrides) = self.runtime.borrow().counts();
-        stats.runtime.num_layers.set(layers);
-        stats.runtime.num_keys.set(keys);
-        stats.runtime.admin_overrides_active.set(u64::from(overrides > 0));
         self.tell_workers(&Message::Publish(snapshot));
     }
 

@@ -41,6 +41,9 @@ impl ServerView for Control {
     }
 
     fn refresh_stats(&self) {
+        if self.boot.bootstrap.stats_flush_interval.is_none() {
+            self.registry.flush();
+        }
         let stats = &self.stats.server;
         let memory = Memory::read();
         stats.uptime.set(self.start.elapsed().as_secs());
@@ -133,7 +136,6 @@ impl ServerView for Control {
 
     fn modify_runtime(&self, changes: &[(String, String)]) -> Result<(), String> {
         self.runtime.borrow_mut().modify(changes)?;
-        self.stats.runtime.load_success.inc();
         self.republish.notify_one();
         Ok(())
     }
