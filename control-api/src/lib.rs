@@ -9,12 +9,14 @@ pub mod types {
 }
 
 pub mod check;
+pub mod client;
 pub mod encode;
 pub mod field_mask;
 pub mod json;
 pub mod node;
 pub mod print;
 mod problem;
+pub mod resource;
 pub mod schema;
 pub mod text;
 pub mod wire;
@@ -26,5 +28,7 @@ pub use field_mask::FieldMask;
 pub use print::{PrintOptions, pretty, print};
 pub use problem::{Position, Problem};
 pub use prost::{Message, Name};
+pub use prost_types;
 pub use prost_types::{Any, Duration, Struct, Timestamp, Value, value};
+pub use resource::{Protocol, ResourceType};
 pub use types::{envoy, google, udpa, xds};
