@@ -60,7 +60,6 @@ impl Cluster {
                 .map(|rule| (rule.clone(), Arc::new(rule.transport_socket.clone())))
                 .collect(),
             unique: matches!(config.discovery, Discovery::Eds(_)),
-            logical: matches!(config.discovery, Discovery::LogicalDns(_)),
         };
         let hosts = match config.discovery {
             Discovery::Static => HostSet::build(&config.load_assignment, &rules, None),

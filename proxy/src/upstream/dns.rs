@@ -1,7 +1,7 @@
 //! Hosts by DNS: the discovery of STRICT_DNS and LOGICAL_DNS clusters. Runs on the control thread.
 //!
-//! Each name of a cluster has a task that asks again and again. STRICT_DNS: every address is a host. LOGICAL_DNS: there is one
-//! host, whose address changes. Invariant: when nobody answers, the last good answer stands.
+//! Each name of a cluster has a task that asks again and again. STRICT_DNS: every address is a host. LOGICAL_DNS: only
+//! the first is. Invariant: when nobody answers, the last good answer stands.
 
 mod hickory;
 

@@ -138,8 +138,6 @@ pub struct HostRules {
     pub matches: Vec<(TransportSocketMatch, Arc<TransportSocket>)>,
     /// An address counts once, at its first place (EDS).
     pub unique: bool,
-    /// There is one host, which stays the same when its address changes (LOGICAL_DNS).
-    pub logical: bool,
 }
 
 impl HostSet {
@@ -170,10 +168,7 @@ impl HostSet {
                 }
                 indices.push(in_priority.hosts.len() as u32);
                 let host = Host::new(endpoint, address, locality.clone(), group, rules);
-                let before = match before {
-                    Some(before) if rules.logical => before.hosts().next(),
-                    _ => known.get_mut(&host.address).filter(|list| !list.is_empty()).map(|list| list.remove(0)),
-                };
+                let before = known.get_mut(&host.address).filter(|list| !list.is_empty()).map(|list| list.remove(0));
                 in_priority.hosts.push(host.or_known(before));
             }
             match in_priority.localities.iter_mut().find(|l| *l.locality == *locality) {

@@ -205,10 +205,7 @@ impl ThreadCluster {
         }
         *self.hosts.borrow_mut() = hosts;
         known.values().for_each(|gone| gone.pools.retire());
-        // A logical host keeps its state when its address changes.
-        let members = |set: &HostSet| -> HashSet<_> {
-            set.hosts().map(|host| (Arc::as_ptr(&host.state), host.address.clone())).collect()
-        };
+        let members = |set: &HostSet| set.hosts().map(|host| Arc::as_ptr(&host.state)).collect::<HashSet<_>>();
         let changed = members(&before.hosts) != members(&next.hosts);
         if changed && config.close_connections_on_host_set_change {
             self.hosts.borrow().iter().flatten().flatten().for_each(|host| host.pools.drain());
