@@ -53,20 +53,30 @@ pub struct CompileContext<'a> {
     pub cluster_exists: &'a dyn Fn(&str) -> bool,
 }
 
+/// A route configuration that a connection manager refers to.
+#[derive(Debug)]
+pub struct WantedRoutes {
+    pub slot: RouteSlot,
+    pub source: ConfigSource,
+    /// Of the connection manager.
+    pub stat_prefix: String,
+}
+
 /// Slots of route configurations by name, given once and kept.
 #[derive(Debug, Default)]
 pub struct RouteSlots {
-    slots: HashMap<String, (RouteSlot, ConfigSource)>,
+    slots: HashMap<String, WantedRoutes>,
     /// Those that were asked for since [`RouteSlots::take_wanted`].
     wanted: Vec<String>,
 }
 
 impl RouteSlots {
     /// The slot of a route configuration.
-    pub fn slot(&mut self, name: &str, source: &ConfigSource) -> RouteSlot {
+    pub fn slot(&mut self, name: &str, source: &ConfigSource, stat_prefix: &str) -> RouteSlot {
         self.wanted.push(name.to_owned());
         let next = RouteSlot(u32::try_from(self.slots.len()).unwrap_or(u32::MAX));
-        self.slots.entry(name.to_owned()).or_insert_with(|| (next, source.clone())).0
+        let wanted = || WantedRoutes { slot: next, source: source.clone(), stat_prefix: stat_prefix.to_owned() };
+        self.slots.entry(name.to_owned()).or_insert_with(wanted).slot
     }
 
     /// The names asked for since the last call: what one listener refers to.
@@ -74,7 +84,7 @@ impl RouteSlots {
         std::mem::take(&mut self.wanted)
     }
 
-    pub fn get(&self, name: &str) -> Option<&(RouteSlot, ConfigSource)> {
+    pub fn get(&self, name: &str) -> Option<&WantedRoutes> {
         self.slots.get(name)
     }
 

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod connect;
 mod connection;
 pub mod dns;
+pub mod grpc_stream;
 pub mod host;
 pub mod names;
 mod original_dst;

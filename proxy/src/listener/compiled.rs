@@ -89,6 +89,25 @@ impl Listener {
         Self { sockets, filters, chains, default_chain, access_logs, facts, routes, config }
     }
 
+    /// Takes over the chains of an earlier version that are the same, with the connections they have.
+    pub fn keep_chains_of(&mut self, before: &Self) {
+        if format!("{:?}", self.facts) != format!("{:?}", before.facts) {
+            return;
+        }
+        let old: Vec<(String, &Arc<Chain>)> = before
+            .config
+            .chains()
+            .zip(before.chains.iter().chain(&before.default_chain))
+            .map(|(c, chain)| (format!("{c:?}"), chain))
+            .collect();
+        let texts: Vec<String> = self.config.chains().map(|c| format!("{c:?}")).collect();
+        for (chain, text) in self.chains.iter_mut().chain(&mut self.default_chain).zip(texts) {
+            if let Some((_, same)) = old.iter().find(|(t, _)| *t == text) {
+                *chain = (*same).clone();
+            }
+        }
+    }
+
     /// The chain for a connection.
     pub fn chain_for(&self, info: &ConnectionInfo) -> Option<&Arc<Chain>> {
         let found = chain_match::find(self.chains.iter().map(|chain| &chain.matching), info);

@@ -36,7 +36,9 @@ pub fn compile(any: &Any, compile: &mut CompileContext<'_>, cx: &mut Context) ->
             }
             Routes::Inline(Arc::new(cx.field("route_config", |cx| RouteTable::compile(routes, compile.names, cx))))
         }
-        RouteSource::Rds { config_source, name } => Routes::Rds(compile.routes.slot(name, config_source)),
+        RouteSource::Rds { config_source, name } => {
+            Routes::Rds(compile.routes.slot(name, config_source, &config.stat_prefix))
+        }
     };
     let manager = ConnectionManager::compile(config, routes, &compile.listener, compile.log_writer, cx);
     Some(Arc::new(Manager(Arc::new(manager))))

@@ -6,6 +6,7 @@ use super::{
     discovery::Discoveries,
     runtime::Runtime,
     worker::{Message, Worker, WorkerOptions},
+    xds::Xds,
 };
 use crate::{
     admin::{Admin, AdminSocket, State, StatsSettings},
@@ -32,7 +33,7 @@ use tokio::{
     sync::Notify,
 };
 use weft_config::{Context, Problem, access_log::AccessLog};
-use weft_control_api::{Message as _, envoy::config::accesslog::v3 as accesslog};
+use weft_control_api::{Message as _, ResourceType, envoy::config::accesslog::v3 as accesslog};
 
 /// The server while it runs. Lives on the control thread.
 pub struct Control {
@@ -53,6 +54,7 @@ pub struct Control {
     /// This thread's clusters: their stats show before there is traffic, and gRPC clients go through them.
     pub upstreams: Rc<Upstreams>,
     pub discoveries: Discoveries,
+    pub xds: Xds,
     pub quit: Notify,
     /// Something asks for a new snapshot.
     pub republish: Notify,
@@ -112,6 +114,7 @@ impl Control {
             },
             upstreams: Upstreams::new(registry.clone(), true),
             discoveries: Discoveries::default(),
+            xds: Xds::default(),
             options,
             boot,
             registry,
@@ -135,19 +138,70 @@ impl Control {
         self.start_admin()?;
         self.stats.server.concurrency.set(self.concurrency as u64);
         self.count_static();
-        self.publish();
-        // Workers begin once it is known where the clusters' hosts are.
-        self.discoveries.warm().await;
-        self.start_workers().map_err(internal)?;
+        let control = self.clone();
+        tokio::task::spawn_local(async move {
+            if let Err(error) = control.initialize().await {
+                tracing::error!(target: "main", "workers cannot be started: {error}");
+                control.quit.notify_one();
+            }
+        });
+        self.wait_for_end().await.map_err(internal)?;
+        self.shut_down();
+        Ok(())
+    }
+
+    /// Clusters first, then listeners, then the workers: nothing is accepted before it is known where it may go.
+    async fn initialize(self: &Rc<Self>) -> io::Result<()> {
+        let dynamic = self.boot.bootstrap.dynamic_resources.clone();
+        self.settle();
+        if let Some(cds) = &dynamic.cds {
+            self.xds.subscribe_all(self, ResourceType::Cluster, cds);
+        }
+        let has_cds = || dynamic.cds.is_none() || self.xds.has_answered(ResourceType::Cluster);
+        self.until(|| has_cds() && self.store.borrow().warming_clusters.is_empty()).await;
+        if let Some(lds) = &dynamic.lds {
+            self.xds.subscribe_all(self, ResourceType::Listener, lds);
+        }
+        let has_lds = || dynamic.lds.is_none() || self.xds.has_answered(ResourceType::Listener);
+        self.until(|| has_lds() && self.store.borrow().warming_listeners.is_empty()).await;
+        self.start_workers()?;
         self.state.set(State::Live);
         self.stats.server.live.set(1);
         self.stats.server.initialization_time_ms.record(self.start.elapsed().as_millis() as u64);
         self.stats.listeners.workers_started.set(1);
         tracing::info!(target: "main", "starting main dispatch loop");
         self.flush_stats();
-        self.wait_for_end().await.map_err(internal)?;
-        self.shut_down();
         Ok(())
+    }
+
+    async fn until(&self, done: impl Fn() -> bool) {
+        while !done() {
+            self.xds.progress.notified().await;
+        }
+    }
+
+    /// Something came that others may have waited for.
+    pub fn settle(self: &Rc<Self>) {
+        self.store.borrow_mut().settle();
+        self.publish();
+        self.xds.progress.notify_one();
+    }
+
+    /// Counts what an update changed.
+    pub fn count_changes(&self, kind: ResourceType, changed: u64, removed: u64) {
+        let (listeners, clusters) = (&self.stats.listeners, &self.stats.clusters);
+        match kind {
+            ResourceType::Cluster => {
+                clusters.cluster_added.add(changed);
+                clusters.cluster_removed.add(removed);
+            }
+            ResourceType::Listener => {
+                listeners.listener_added.add(changed);
+                listeners.listener_create_success.add(changed * self.concurrency as u64);
+                listeners.listener_removed.add(removed);
+            }
+            _ => {}
+        }
     }
 
     fn start_admin(self: &Rc<Self>) -> Result<(), Vec<Problem>> {
@@ -206,10 +260,10 @@ impl Control {
 
     fn count_static(&self) {
         let store = self.store.borrow();
-        let listeners = store.listeners.len() as u64;
+        let listeners = (store.listeners.len() + store.warming_listeners.len()) as u64;
         self.stats.listeners.listener_added.add(listeners);
         self.stats.listeners.listener_create_success.add(listeners * self.concurrency as u64);
-        self.stats.clusters.cluster_added.add(store.clusters.len() as u64);
+        self.stats.clusters.cluster_added.add(store.all_clusters().count() as u64);
     }
 
     /// Makes what the store holds the truth of this thread and all workers.
@@ -221,9 +275,14 @@ impl Control {
         };
         self.upstreams.apply(&snapshot.clusters);
         self.discoveries.follow(self);
+        self.xds.follow(self);
         let stats = &self.stats;
         stats.listeners.total_listeners_active.set(snapshot.listeners.len() as u64);
-        stats.clusters.active_clusters.set(self.store.borrow().clusters.len() as u64);
+        let store = self.store.borrow();
+        stats.clusters.active_clusters.set(store.clusters.len() as u64);
+        stats.clusters.warming_clusters.set(store.warming_clusters.len() as u64);
+        stats.listeners.total_listeners_warming.set(store.warming_listeners.len() as u64);
+        drop(store);
         self.tell_workers(&Message::Publish(snapshot));
     }
 

@@ -4,16 +4,11 @@
 
 use super::control::Control;
 use crate::upstream::{
-    ClusterInfo,
-    dns::{DnsDiscovery, Hickory, Resolve},
+    Cluster, ClusterInfo,
+    dns::{DnsDiscovery, Found, Hickory, Resolve},
 };
 use foldhash::HashMap;
-use std::{
-    cell::{Cell, RefCell},
-    rc::Rc,
-    sync::Arc,
-};
-use tokio::sync::Notify;
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 use weft_config::cluster::Discovery;
 
 /// All discoveries that run.
@@ -21,13 +16,11 @@ use weft_config::cluster::Discovery;
 pub struct Discoveries {
     running: RefCell<HashMap<String, Running>>,
     resolver: RefCell<Option<Rc<dyn Resolve>>>,
-    warmed: Notify,
 }
 
 struct Running {
     info: Arc<ClusterInfo>,
     _dns: Option<DnsDiscovery>,
-    is_warm: Rc<Cell<bool>>,
 }
 
 impl Discoveries {
@@ -35,9 +28,10 @@ impl Discoveries {
     pub fn follow(&self, control: &Rc<Control>) {
         let store = control.store.borrow();
         let mut running = self.running.borrow_mut();
-        running.retain(|name, r| store.clusters.get(name).is_some_and(|entry| Arc::ptr_eq(&entry.value.info, &r.info)));
-        for (name, entry) in &store.clusters {
-            let (Discovery::StrictDns(dns) | Discovery::LogicalDns(dns)) = &entry.value.info.config.discovery else {
+        running.retain(|_, r| store.all_clusters().any(|cluster| Arc::ptr_eq(&cluster.info, &r.info)));
+        for cluster in store.all_clusters() {
+            let name = &cluster.info.config.name;
+            let (Discovery::StrictDns(dns) | Discovery::LogicalDns(dns)) = &cluster.info.config.discovery else {
                 continue;
             };
             if running.contains_key(name) {
@@ -50,33 +44,15 @@ impl Discoveries {
                     self.resolver.borrow_mut().get_or_insert_with(|| Rc::new(Hickory::new(settings))).clone()
                 }
             };
-            let is_warm = Rc::new(Cell::new(false));
-            let (weak, warm, cluster) = (Rc::downgrade(control), is_warm.clone(), name.clone());
-            let found = move |found: crate::upstream::dns::Found| {
+            let (weak, of) = (Rc::downgrade(control), name.clone());
+            let on_found = move |found: Found| {
                 let Some(control) = weak.upgrade() else { return };
-                control
-                    .store
-                    .borrow_mut()
-                    .set_cluster_hosts(&cluster, |before| before.with_assignment(&found.assignment));
-                if found.is_warm {
-                    warm.set(true);
-                    control.discoveries.warmed.notify_waiters();
-                }
-                control.publish();
+                let with = |before: &Cluster| before.with_assignment(&found.assignment);
+                control.store.borrow_mut().set_cluster_hosts(&of, found.is_warm, with);
+                control.settle();
             };
-            let dns = DnsDiscovery::start(&entry.value, resolver, &control.registry, found);
-            running.insert(name.clone(), Running { info: entry.value.info.clone(), _dns: dns, is_warm });
-        }
-    }
-
-    /// Waits until every cluster's names were asked for once.
-    pub async fn warm(&self) {
-        loop {
-            let warmed = self.warmed.notified();
-            if self.running.borrow().values().all(|running| running.is_warm.get()) {
-                return;
-            }
-            warmed.await;
+            let dns = DnsDiscovery::start(cluster, resolver, &control.registry, on_found);
+            running.insert(name.clone(), Running { info: cluster.info.clone(), _dns: dns });
         }
     }
 }

@@ -13,9 +13,13 @@ use crate::{
     route::RouteTable,
     upstream::{Cluster, ClusterTable, Names},
 };
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
-use weft_config::{self as config, Context, Problem, config_source::ConfigSource};
-use weft_control_api::{CheckOptions, Message, Name, check};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::SystemTime,
+};
+use weft_config::{self as config, Context, Problem, cluster::Discovery, config_source::ConfigSource};
+use weft_control_api::{CheckOptions, Message, Name, ResourceType, check};
 
 /// Where a resource came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,14 +38,33 @@ pub struct Entry<T> {
     pub updated: SystemTime,
 }
 
-/// The resources in force.
+/// A resource that was refused: what it was, and why.
+pub struct Failure {
+    pub bytes: Vec<u8>,
+    pub version: String,
+    pub details: String,
+    pub at: SystemTime,
+}
+
+/// The resources in force, and those that wait for what they refer to.
 pub struct Store {
     names: Names,
     routes: RouteSlots,
     pub tables: BTreeMap<String, Entry<RouteTable>>,
     pub clusters: BTreeMap<String, Entry<Cluster>>,
+    /// Clusters whose hosts are not known yet; those of the same name above serve on meanwhile.
+    pub warming_clusters: BTreeMap<String, Entry<Cluster>>,
     /// In the order in which they came.
     pub listeners: Vec<(String, Entry<Listener>)>,
+    /// Listeners whose routes are not there yet; those of the same name above serve on meanwhile.
+    pub warming_listeners: BTreeMap<String, Entry<Listener>>,
+    /// What was refused last, by kind and name.
+    pub failures: BTreeMap<(ResourceType, String), Failure>,
+    versions: BTreeMap<ResourceType, String>,
+    /// Load assignments by service name: a cluster that is changed need not wait for its hosts again.
+    assignments: BTreeMap<String, config::ClusterLoadAssignment>,
+    /// What was waited for long enough.
+    timed_out: BTreeSet<(ResourceType, String)>,
     pub runtime: Arc<RuntimeSnapshot>,
     workers: usize,
     log_writer: LogWriter,
@@ -62,7 +85,13 @@ impl Store {
             routes: RouteSlots::default(),
             tables: BTreeMap::new(),
             clusters: BTreeMap::new(),
+            warming_clusters: BTreeMap::new(),
             listeners: Vec::new(),
+            warming_listeners: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            assignments: BTreeMap::new(),
+            timed_out: BTreeSet::new(),
             runtime,
             workers,
             log_writer,
@@ -77,16 +106,18 @@ impl Store {
         let read = config::Cluster::from_proto(proto, &mut cx);
         let (config, _) = cx.finish(read)?;
         let name = config.name.clone();
-        if let Some(entry) = self.clusters.get(&name) {
+        if let Some(entry) = self.warming_clusters.get(&name).or(self.clusters.get(&name)) {
             if entry.bytes == bytes {
                 return Ok(false);
             }
             if entry.origin == Origin::Static {
                 return Err(match origin {
-                    Origin::Static => vec![Problem::new(
-                        "name",
-                        format!("found {name:?} a second time: cluster names must be unique"),
-                    )],
+                    Origin::Static => {
+                        vec![Problem::new(
+                            "name",
+                            format!("found {name:?} a second time: cluster names must be unique"),
+                        )]
+                    }
                     Origin::Dynamic(_) => {
                         vec![Problem::new("name", format!("found {name:?}, which is a static cluster"))]
                     }
@@ -94,22 +125,68 @@ impl Store {
             }
         }
         let id = self.names.intern(&name);
-        let cluster = Cluster::compile(id, Arc::new(config), self.bind.as_ref(), origin != Origin::Static);
-        self.clusters.insert(name, Entry { value: cluster, bytes: bytes.to_vec(), origin, updated: SystemTime::now() });
+        let mut cluster = Cluster::compile(id, Arc::new(config), self.bind.as_ref(), origin != Origin::Static);
+        let is_warm = match &cluster.info.config.discovery {
+            Discovery::StrictDns(_) | Discovery::LogicalDns(_) => false,
+            Discovery::Eds(eds) => match self.assignments.get(&eds.service_name) {
+                Some(assignment) => {
+                    cluster = cluster.with_assignment(assignment);
+                    true
+                }
+                None => self.timed_out.contains(&(ResourceType::Endpoint, eds.service_name.clone())),
+            },
+            Discovery::Static | Discovery::OriginalDst(_) => true,
+        };
+        let entry = Entry { value: cluster, bytes: bytes.to_vec(), origin, updated: SystemTime::now() };
+        if is_warm {
+            self.warming_clusters.remove(&name);
+            self.clusters.insert(name, entry);
+        } else {
+            self.warming_clusters.insert(name, entry);
+        }
         Ok(true)
     }
 
-    /// Removes a cluster that came over xDS. True if it was there.
-    pub fn remove_cluster(&mut self, name: &str) -> bool {
-        let is_dynamic = self.clusters.get(name).is_some_and(|entry| entry.origin != Origin::Static);
-        is_dynamic && self.clusters.remove(name).is_some()
+    /// Removes a cluster that came over xDS.
+    fn remove_cluster(&mut self, name: &str) {
+        self.warming_clusters.retain(|n, entry| n != name || entry.origin == Origin::Static);
+        self.clusters.retain(|n, entry| n != name || entry.origin == Origin::Static);
     }
 
-    /// Gives a cluster the hosts that were found for it. True if it is there.
-    pub fn set_cluster_hosts(&mut self, name: &str, with: impl FnOnce(&Cluster) -> Arc<Cluster>) -> bool {
-        let Some(entry) = self.clusters.get_mut(name) else { return false };
-        entry.value = with(&entry.value);
-        true
+    /// Gives a cluster the hosts that were found for it; with `is_warm` it takes the place of what served meanwhile.
+    pub fn set_cluster_hosts(&mut self, name: &str, is_warm: bool, with: impl FnOnce(&Cluster) -> Arc<Cluster>) {
+        if let Some(mut entry) = self.warming_clusters.remove(name) {
+            entry.value = with(&entry.value);
+            let place = if is_warm { &mut self.clusters } else { &mut self.warming_clusters };
+            place.insert(name.to_owned(), entry);
+        } else if let Some(entry) = self.clusters.get_mut(name) {
+            entry.value = with(&entry.value);
+        }
+    }
+
+    /// Takes a load assignment for the clusters of its name. True if something changed.
+    fn set_assignment(&mut self, bytes: &[u8]) -> Result<bool, Vec<Problem>> {
+        let (proto, mut cx) = self.read(bytes)?;
+        let read = config::ClusterLoadAssignment::from_proto(proto, &mut cx);
+        let (assignment, _) = cx.finish(read)?;
+        let service = assignment.cluster_name.clone();
+        for name in self.clusters_of(&service) {
+            self.set_cluster_hosts(&name, true, |cluster| cluster.with_assignment(&assignment));
+        }
+        self.assignments.insert(service, assignment);
+        Ok(true)
+    }
+
+    /// Names of the clusters whose hosts are known by this service name.
+    fn clusters_of(&self, service: &str) -> BTreeSet<String> {
+        let is = |entry: &Entry<Cluster>| matches!(&entry.value.info.config.discovery, Discovery::Eds(eds) if eds.service_name == service);
+        let all = self.clusters.iter().chain(&self.warming_clusters);
+        all.filter(|(_, entry)| is(entry)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Clusters in force and warming.
+    pub fn all_clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.clusters.values().chain(self.warming_clusters.values()).map(|entry| &entry.value)
     }
 
     /// Adds or replaces a listener, binding its addresses if they are new. True if something changed.
@@ -124,8 +201,8 @@ impl Store {
         if config.name.is_empty() {
             config.name = request_id::uuid().to_str().unwrap_or_default().to_owned();
         }
-        let at = self.listeners.iter().position(|(name, _)| *name == config.name);
-        let before = at.and_then(|at| self.listeners.get(at)).map(|(_, entry)| entry);
+        let active = self.listeners.iter().find(|(name, _)| *name == config.name).map(|(_, entry)| entry);
+        let before = self.warming_listeners.get(&config.name).or(active);
         if let Some(entry) = before {
             if entry.bytes == bytes {
                 return Ok(false);
@@ -134,8 +211,8 @@ impl Store {
                 finished.problem_at("name", format!("found {:?}, which is a static listener", config.name));
             }
         }
-        let clusters = &self.clusters;
-        let exists = |name: &str| clusters.contains_key(name);
+        let (clusters, warming) = (&self.clusters, &self.warming_clusters);
+        let exists = |name: &str| clusters.contains_key(name) || warming.contains_key(name);
         let mut context = CompileContext {
             names: &mut self.names,
             log_writer: &self.log_writer,
@@ -158,20 +235,107 @@ impl Store {
                 ),
             };
         }
+        if let Some(entry) = before {
+            listener.keep_chains_of(&entry.value);
+        }
         let name = listener.config.name.clone();
         let entry = Entry { value: Arc::new(listener), bytes: bytes.to_vec(), origin, updated: SystemTime::now() };
-        match at {
-            Some(at) => self.listeners[at] = (name, entry),
-            None => self.listeners.push((name, entry)),
-        }
+        self.warming_listeners.insert(name, entry);
+        self.settle();
         Ok(true)
     }
 
-    /// Removes a listener that came over xDS. True if it was there.
-    pub fn remove_listener(&mut self, name: &str) -> bool {
-        let before = self.listeners.len();
+    /// Removes a listener that came over xDS.
+    fn remove_listener(&mut self, name: &str) {
+        self.warming_listeners.remove(name);
         self.listeners.retain(|(n, entry)| n != name || entry.origin == Origin::Static);
-        before != self.listeners.len()
+    }
+
+    /// Puts listeners into force whose routes are there, or were waited for long enough.
+    pub fn settle(&mut self) {
+        let has = |name: &String| {
+            self.tables.contains_key(name) || self.timed_out.contains(&(ResourceType::RouteConfiguration, name.clone()))
+        };
+        let warm = self.warming_listeners.iter().filter(|(_, entry)| entry.value.routes.iter().all(has));
+        let warm: Vec<String> = warm.map(|(name, _)| name.clone()).collect();
+        for name in warm {
+            let Some(entry) = self.warming_listeners.remove(&name) else { continue };
+            match self.listeners.iter_mut().find(|(n, _)| *n == name) {
+                Some((_, old)) => *old = entry,
+                None => self.listeners.push((name, entry)),
+            }
+        }
+    }
+
+    /// Adds or replaces a resource that came over xDS. True if something changed.
+    pub fn set(&mut self, kind: ResourceType, name: &str, bytes: &[u8], version: &str) -> Result<bool, Vec<Problem>> {
+        let origin = Origin::Dynamic(version.to_owned());
+        let done = match kind {
+            ResourceType::Cluster => self.set_cluster(bytes, origin),
+            ResourceType::Listener => self.set_listener(bytes, origin, true),
+            ResourceType::Endpoint => self.set_assignment(bytes),
+            ResourceType::RouteConfiguration => self.set_routes(bytes, origin),
+            _ => Err(vec![Problem::new("", format!("a {} over xDS is not supported", kind.noun()))]),
+        }?;
+        self.failures.remove(&(kind, name.to_owned()));
+        Ok(done)
+    }
+
+    /// Removes a resource that came over xDS. Routes and load assignments that are referred to stay: their last good version serves on.
+    pub fn remove(&mut self, kind: ResourceType, name: &str) {
+        self.failures.remove(&(kind, name.to_owned()));
+        match kind {
+            ResourceType::Cluster => self.remove_cluster(name),
+            ResourceType::Listener => self.remove_listener(name),
+            _ => {}
+        }
+    }
+
+    /// Nothing refers to it any more.
+    pub fn forget(&mut self, kind: ResourceType, name: &str) {
+        self.timed_out.remove(&(kind, name.to_owned()));
+        match kind {
+            ResourceType::RouteConfiguration => drop(self.tables.remove(name)),
+            ResourceType::Endpoint => drop(self.assignments.remove(name)),
+            _ => {}
+        }
+    }
+
+    /// It was waited for long enough: what needs it goes on without.
+    pub fn fetch_timed_out(&mut self, kind: ResourceType, name: &str) {
+        self.timed_out.insert((kind, name.to_owned()));
+        if kind == ResourceType::Endpoint {
+            for cluster in self.clusters_of(name) {
+                if let Some(entry) = self.warming_clusters.remove(&cluster) {
+                    self.clusters.insert(cluster, entry);
+                }
+            }
+        }
+    }
+
+    /// Remembers what was refused, for `/config_dump`.
+    pub fn note_failure(&mut self, kind: ResourceType, name: &str, bytes: &[u8], version: &str, details: &str) {
+        let failure = Failure {
+            bytes: bytes.to_vec(),
+            version: version.to_owned(),
+            details: details.to_owned(),
+            at: SystemTime::now(),
+        };
+        self.failures.insert((kind, name.to_owned()), failure);
+    }
+
+    /// The last version of a kind, and setting it.
+    pub fn version(&self, kind: ResourceType) -> &str {
+        self.versions.get(&kind).map(String::as_str).unwrap_or_default()
+    }
+
+    pub fn set_version(&mut self, kind: ResourceType, version: &str) {
+        self.versions.insert(kind, version.to_owned());
+    }
+
+    /// The stat prefix of the connection manager that refers to a route configuration.
+    pub fn http_prefix_of_routes(&self, name: &str) -> &str {
+        self.routes.get(name).map(|wanted| wanted.stat_prefix.as_str()).unwrap_or_default()
     }
 
     /// Adds or replaces a route configuration of RDS. True if something changed.
@@ -195,22 +359,19 @@ impl Store {
         Ok(true)
     }
 
-    pub fn remove_routes(&mut self, name: &str) -> bool {
-        self.tables.remove(name).is_some()
-    }
-
     /// The route configurations that listeners refer to, with their sources.
     pub fn wanted_routes(&self) -> BTreeMap<String, ConfigSource> {
-        let names = self.listeners.iter().flat_map(|(_, entry)| &entry.value.routes);
-        names.filter_map(|name| Some((name.clone(), self.routes.get(name)?.1.clone()))).collect()
+        let all = self.listeners.iter().map(|(_, entry)| entry).chain(self.warming_listeners.values());
+        let names = all.flat_map(|entry| &entry.value.routes);
+        names.filter_map(|name| Some((name.clone(), self.routes.get(name)?.source.clone()))).collect()
     }
 
     /// What is in force now. Parts are shared with earlier snapshots where nothing changed.
     pub fn snapshot(&self) -> Snapshot {
         let mut tables: RouteTables = vec![None; self.routes.len()];
         for (name, entry) in &self.tables {
-            if let Some((slot, _)) = self.routes.get(name)
-                && let Some(seat) = tables.get_mut(slot.0 as usize)
+            if let Some(wanted) = self.routes.get(name)
+                && let Some(seat) = tables.get_mut(wanted.slot.0 as usize)
             {
                 *seat = Some(entry.value.clone());
             }

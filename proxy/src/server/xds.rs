@@ -1,0 +1,450 @@
+//! Configuration that is streamed: each source has an engine, and a task that carries its requests and responses.
+//!
+//! What resources refer to is subscribed to ([`Xds::follow`]); what comes is compiled by the store and only then
+//! accepted. Sources are the ADS stream, streams of one kind, and files.
+
+use super::control::Control;
+use crate::{
+    observe::stats::{ControlPlaneStats, SubscriptionStats},
+    upstream::grpc_stream::GrpcStream,
+};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    future::{Future, poll_fn},
+    path::{Path, PathBuf},
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+use tokio::sync::Notify;
+use weft_config::{
+    cluster::Discovery,
+    config_source::{ApiConfigSource, ConfigSource, PathConfigSource, Specifier},
+};
+use weft_control_api::{
+    Protocol, ResourceType,
+    client::{
+        self, BackoffOptions, Engine, Event, FrameDecoder, RateLimitOptions, Refused, Rejection, Service, Update,
+    },
+    text::Format,
+};
+
+/// One source of configuration.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Ads,
+    /// The kind, the cluster, delta or not.
+    Stream(ResourceType, String, bool),
+    File(ResourceType, String),
+}
+
+struct Source {
+    key: Key,
+    engine: RefCell<Engine>,
+    /// Something was subscribed to.
+    changed: Notify,
+    control_plane: Option<Arc<ControlPlaneStats>>,
+}
+
+/// All sources and what is subscribed to at them.
+#[derive(Default)]
+pub struct Xds {
+    sources: RefCell<BTreeMap<Key, Rc<Source>>>,
+    /// By kind and name, the source.
+    subscribed: RefCell<BTreeMap<(ResourceType, String), Key>>,
+    subscription_stats: RefCell<BTreeMap<String, Arc<SubscriptionStats>>>,
+    /// Wildcards that got a first answer, or waited long enough.
+    answered: RefCell<BTreeSet<ResourceType>>,
+    pub progress: Notify,
+}
+
+/// Responses are no longer than this.
+const MOST: usize = 256 << 20;
+
+impl Xds {
+    /// Subscribes to all resources of a kind.
+    pub fn subscribe_all(&self, control: &Rc<Control>, kind: ResourceType, source: &ConfigSource) {
+        let Some(from) = self.source(control, kind, source) else { return };
+        from.engine.borrow_mut().subscribe_wildcard(kind, source.initial_fetch_timeout, Instant::now());
+        self.stats(control, kind, "").update_attempt.inc();
+        from.changed.notify_one();
+    }
+
+    /// True once a kind's wildcard subscription was answered.
+    pub fn has_answered(&self, kind: ResourceType) -> bool {
+        self.answered.borrow().contains(&kind)
+    }
+
+    /// Subscribes to what the store's resources refer to, and no longer to what nothing refers to.
+    pub fn follow(&self, control: &Rc<Control>) {
+        let mut wanted: BTreeMap<(ResourceType, String), ConfigSource> = BTreeMap::new();
+        {
+            let store = control.store.borrow();
+            for (name, source) in store.wanted_routes() {
+                wanted.insert((ResourceType::RouteConfiguration, name), source);
+            }
+            for cluster in store.all_clusters() {
+                if let Discovery::Eds(eds) = &cluster.info.config.discovery {
+                    wanted.insert((ResourceType::Endpoint, eds.service_name.clone()), eds.config_source.clone());
+                }
+            }
+        }
+        let gone: Vec<_> = {
+            let subscribed = self.subscribed.borrow();
+            subscribed
+                .iter()
+                .filter(|(what, _)| !wanted.contains_key(what))
+                .map(|(w, k)| (w.clone(), k.clone()))
+                .collect()
+        };
+        for ((kind, name), key) in gone {
+            self.subscribed.borrow_mut().remove(&(kind, name.clone()));
+            if let Some(source) = self.sources.borrow().get(&key) {
+                source.engine.borrow_mut().unsubscribe(kind, &name);
+                source.changed.notify_one();
+            }
+            control.store.borrow_mut().forget(kind, &name);
+        }
+        for ((kind, name), source) in wanted {
+            if self.subscribed.borrow().contains_key(&(kind, name.clone())) {
+                continue;
+            }
+            let Some(from) = self.source(control, kind, &source) else { continue };
+            self.subscribed.borrow_mut().insert((kind, name.clone()), from.key.clone());
+            self.stats(control, kind, &name).update_attempt.inc();
+            from.engine.borrow_mut().subscribe(kind, &name, source.initial_fetch_timeout, Instant::now());
+            from.changed.notify_one();
+        }
+    }
+
+    /// The source, started if it is new.
+    fn source(&self, control: &Rc<Control>, kind: ResourceType, config: &ConfigSource) -> Option<Rc<Source>> {
+        let dynamic = &control.boot.bootstrap.dynamic_resources;
+        let ads = || dynamic.ads.as_ref().map(|api| (Key::Ads, Some(api.clone()), None));
+        let (key, api, file) = match &config.specifier {
+            Specifier::Ads | Specifier::SelfSource => ads()?,
+            Specifier::Api(api) if api.aggregated => ads()?,
+            Specifier::Api(api) => (Key::Stream(kind, api.service.cluster.clone(), api.delta), Some(api.clone()), None),
+            Specifier::Path(path) => (Key::File(kind, path.path.clone()), None, Some(path.clone())),
+        };
+        if let Some(source) = self.sources.borrow().get(&key) {
+            return Some(source.clone());
+        }
+        let service = if key == Key::Ads { Service::Aggregated } else { Service::Single(kind) };
+        let options = options(control, service, api.as_ref());
+        let source = Rc::new(Source {
+            engine: RefCell::new(Engine::new(options)),
+            changed: Notify::new(),
+            control_plane: api.is_some().then(|| control.registry.attach("control_plane")),
+            key: key.clone(),
+        });
+        self.sources.borrow_mut().insert(key, source.clone());
+        match (api, file) {
+            (Some(api), _) => drop(tokio::task::spawn_local(run_stream(control.clone(), source.clone(), api))),
+            (None, Some(file)) => drop(tokio::task::spawn_local(run_file(control.clone(), source.clone(), kind, file))),
+            (None, None) => {}
+        }
+        Some(source)
+    }
+
+    /// The stats of one subscription.
+    fn stats(&self, control: &Control, kind: ResourceType, name: &str) -> Arc<SubscriptionStats> {
+        let prefix = match kind {
+            ResourceType::Cluster => "cluster_manager.cds".into(),
+            ResourceType::Listener => "listener_manager.lds".into(),
+            ResourceType::Endpoint => {
+                let store = control.store.borrow();
+                let found = store
+                    .all_clusters()
+                    .find(|c| matches!(&c.info.config.discovery, Discovery::Eds(eds) if eds.service_name == name));
+                found.map_or_else(|| format!("cluster.{name}"), |c| c.info.stat_prefix.to_string())
+            }
+            ResourceType::RouteConfiguration => {
+                let prefix = control.store.borrow().http_prefix_of_routes(name).to_owned();
+                format!("http.{prefix}.rds.{}", name.replace(':', "_"))
+            }
+            other => format!("xds.{other:?}"),
+        };
+        self.subscription_stats
+            .borrow_mut()
+            .entry(prefix.clone())
+            .or_insert_with(|| control.registry.attach(&prefix))
+            .clone()
+    }
+}
+
+fn options(control: &Control, service: Service, api: Option<&ApiConfigSource>) -> client::Options {
+    let reconnect = api.map_or(weft_config::grpc_service::DEFAULT_RECONNECT, |api| api.service.reconnect);
+    client::Options {
+        service,
+        protocol: if api.is_some_and(|api| api.delta) { Protocol::Delta } else { Protocol::StateOfTheWorld },
+        node: super::view::node_proto(&control.boot.bootstrap.node),
+        node_on_first_message_only: api.is_some_and(|api| api.set_node_on_first_message_only),
+        backoff: BackoffOptions { base: reconnect.base, max: reconnect.max },
+        rate_limit: api
+            .and_then(|api| api.rate_limit)
+            .map(|rate| RateLimitOptions { max_tokens: rate.max_tokens, fill_rate: rate.fill_rate }),
+        seed: fastrand::u64(..),
+    }
+}
+
+/// Carries one stream's messages, opening it again whenever it ends.
+async fn run_stream(control: Rc<Control>, source: Rc<Source>, api: ApiConfigSource) {
+    source.engine.borrow_mut().start();
+    let mut stream: Option<(GrpcStream, FrameDecoder)> = None;
+    let connected = |is: bool| {
+        if let Some(stats) = &source.control_plane {
+            stats.connected_state.set(u64::from(is));
+        }
+    };
+    loop {
+        loop {
+            let event = source.engine.borrow_mut().poll_event();
+            match event {
+                Some(Event::Connect) => {
+                    stream = open(&control, &source, &api).await.map(|s| (s, FrameDecoder::new(MOST)));
+                    let now = Instant::now();
+                    match &stream {
+                        Some(_) => source.engine.borrow_mut().on_stream_open(now),
+                        None => drop(source.engine.borrow_mut().on_stream_closed(now)),
+                    }
+                    connected(stream.is_some());
+                }
+                Some(event) => handle(&control, &source, event),
+                None => break,
+            }
+        }
+        if let Some((stream, _)) = &mut stream {
+            while let Some(request) = source.engine.borrow_mut().poll_request(Instant::now()) {
+                stream.send(request.frame());
+            }
+        }
+        let timeout = source.engine.borrow().poll_timeout();
+        let mut changed = pin!(source.changed.notified());
+        let mut sleep = timeout.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
+        let woken = poll_fn(|cx| {
+            if let Some((stream, _)) = &mut stream
+                && let Poll::Ready(read) = stream.poll(cx)
+            {
+                return Poll::Ready(Some(read));
+            }
+            if changed.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            match &mut sleep {
+                Some(sleep) => sleep.as_mut().poll(cx).map(|()| None),
+                None => Poll::Pending,
+            }
+        })
+        .await;
+        let now = Instant::now();
+        let mut ended = None;
+        match (woken, &mut stream) {
+            (Some(Ok(bytes)), Some((_, decoder))) => {
+                decoder.push(&bytes);
+                loop {
+                    match decoder.next_message() {
+                        Ok(Some(message)) => {
+                            if let Err(error) = source.engine.borrow_mut().on_message(message, now) {
+                                ended = Some(error.to_string());
+                            }
+                        }
+                        Ok(None) => break,
+                        Err(error) => {
+                            ended = Some(error.to_string());
+                            break;
+                        }
+                    }
+                }
+            }
+            (Some(Err(end)), _) => ended = Some(format!("{}, {}", end.status, end.message)),
+            _ => source.engine.borrow_mut().on_timeout(now),
+        }
+        if let Some(why) = ended {
+            tracing::warn!(target: "config", "gRPC config stream to {} closed: {why}", api.service.cluster);
+            stream = None;
+            connected(false);
+            source.engine.borrow_mut().on_stream_closed(now);
+            count_failure(&control, &source);
+        }
+    }
+}
+
+async fn open(control: &Rc<Control>, source: &Source, api: &ApiConfigSource) -> Option<GrpcStream> {
+    let method = source.engine.borrow().method()?;
+    let cluster = control.upstreams.by_name(&api.service.cluster)?;
+    match GrpcStream::open(&cluster, method, &api.service.authority, &api.service.initial_metadata).await {
+        Ok(stream) => Some(stream),
+        Err(error) => {
+            tracing::warn!(target: "config", "gRPC config stream to {} cannot be opened: {error}", api.service.cluster);
+            count_failure(control, source);
+            None
+        }
+    }
+}
+
+fn count_failure(control: &Rc<Control>, source: &Source) {
+    let kinds: BTreeSet<(ResourceType, String)> = {
+        let subscribed = control.xds.subscribed.borrow();
+        subscribed
+            .iter()
+            .filter(|(_, key)| **key == source.key)
+            .map(|((kind, name), _)| (*kind, name.clone()))
+            .collect()
+    };
+    let dynamic = &control.boot.bootstrap.dynamic_resources;
+    let wildcards = [(ResourceType::Cluster, dynamic.cds.is_some()), (ResourceType::Listener, dynamic.lds.is_some())];
+    let wildcards = wildcards.into_iter().filter(|(_, is)| *is).map(|(kind, _)| (kind, String::new()));
+    for (kind, name) in kinds.into_iter().chain(wildcards) {
+        control.xds.stats(control, kind, &name).update_failure.inc();
+    }
+}
+
+fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
+    let now = Instant::now();
+    match event {
+        Event::Connect => {}
+        Event::Update(update) => {
+            let (kind, nonce) = (update.resource_type, update.nonce.clone());
+            let refused = apply(control, &update);
+            let mut engine = source.engine.borrow_mut();
+            if refused.is_empty() && update.refused.is_empty() {
+                engine.accept(kind, &nonce, now);
+            } else {
+                engine.reject(kind, &nonce, Rejection::Resources(refused), now);
+            }
+            drop(engine);
+            if let Some(stats) = &source.control_plane {
+                stats.identifier.set(&update.control_plane);
+            }
+            control.xds.answered.borrow_mut().insert(kind);
+            control.settle();
+        }
+        Event::Rejected { resource_type, message, .. } => {
+            tracing::warn!(target: "config", "{} update rejected: {message}", resource_type.noun());
+            control.xds.stats(control, resource_type, "").update_rejected.inc();
+        }
+        Event::Ignored { type_url } => {
+            tracing::warn!(target: "config", "ignoring a response of type {type_url}, which nobody asked for")
+        }
+        Event::Expired { resource_type, names } => {
+            let mut store = control.store.borrow_mut();
+            names.iter().for_each(|name| store.remove(resource_type, name));
+            drop(store);
+            control.settle();
+        }
+        Event::FetchTimeout { resource_type, name } => {
+            let stats = control.xds.stats(control, resource_type, name.as_deref().unwrap_or_default());
+            stats.init_fetch_timeout.inc();
+            match name {
+                Some(name) => control.store.borrow_mut().fetch_timed_out(resource_type, &name),
+                None => drop(control.xds.answered.borrow_mut().insert(resource_type)),
+            }
+            control.settle();
+        }
+    }
+}
+
+/// Puts an update into the store; gives what was refused, with every reason.
+fn apply(control: &Rc<Control>, update: &Update) -> Vec<Refused> {
+    let kind = update.resource_type;
+    let mut refused = Vec::new();
+    let mut changed = BTreeSet::new();
+    {
+        let mut store = control.store.borrow_mut();
+        for resource in &update.resources {
+            let Some(body) = &resource.body else { continue };
+            match store.set(kind, &resource.name, body, &resource.version) {
+                Ok(true) => drop(changed.insert(resource.name.clone())),
+                Ok(false) => {}
+                Err(problems) => {
+                    let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                    tracing::warn!(target: "config", "{} {:?} rejected: {message}", kind.noun(), resource.name);
+                    store.note_failure(kind, &resource.name, body, &update.version, &message);
+                    refused.push(Refused { name: resource.name.clone(), message });
+                }
+            }
+        }
+        update.removed.iter().for_each(|name| store.remove(kind, name));
+        store.set_version(kind, &update.version);
+    }
+    let names: Vec<&str> = match kind {
+        ResourceType::Cluster | ResourceType::Listener => vec![""],
+        _ => update.resources.iter().map(|r| r.name.as_str()).collect(),
+    };
+    for name in names {
+        let stats = control.xds.stats(control, kind, name);
+        let bad = !update.refused.is_empty() || !refused.is_empty();
+        if bad { &stats.update_rejected } else { &stats.update_success }.inc();
+        stats.update_attempt.inc();
+        if !bad {
+            stats.update_time.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64);
+            stats.version.set(xxhash_rust::xxh64::xxh64(update.version.as_bytes(), 0));
+            stats.version_text.set(&update.version);
+        }
+    }
+    control.count_changes(kind, changed.len() as u64, update.removed.len() as u64);
+    refused
+}
+
+/// Reads a file whenever it is put in place, as if it came over a stream.
+async fn run_file(control: Rc<Control>, source: Rc<Source>, kind: ResourceType, config: PathConfigSource) {
+    let file = PathBuf::from(&config.path);
+    let changes = Rc::new(Notify::new());
+    let watched =
+        config.watched_directory.as_deref().map(PathBuf::from).or_else(|| file.parent().map(Path::to_path_buf));
+    let _watch = watched.and_then(|directory| super::file_watch::watch(&directory, changes.clone()));
+    let mut reads = 0u64;
+    let mut last = None;
+    let now = Instant::now();
+    source.engine.borrow_mut().start();
+    source.engine.borrow_mut().on_stream_open(now);
+    loop {
+        let content = std::fs::read(&file).ok();
+        if content != last
+            && let Some(content) = &content
+        {
+            reads += 1;
+            let response = Format::of(&file).map_err(|p| vec![p]).and_then(|format| client::read_file(content, format));
+            match response {
+                Ok(mut response) => {
+                    response.nonce = reads.to_string();
+                    if response.type_url.is_empty() {
+                        response.type_url = kind.url().into();
+                    }
+                    source.engine.borrow_mut().on_response(response, Instant::now());
+                }
+                Err(problems) => {
+                    let text = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                    tracing::warn!(target: "config", "{}: {text}", config.path);
+                    control.xds.stats(&control, kind, "").update_failure.inc();
+                }
+            }
+            last = Some(content.clone());
+        }
+        loop {
+            let event = source.engine.borrow_mut().poll_event();
+            match event {
+                Some(event) => handle(&control, &source, event),
+                None => break,
+            }
+        }
+        // A file is asked nothing.
+        while source.engine.borrow_mut().poll_request(Instant::now()).is_some() {}
+        let timeout = source.engine.borrow().poll_timeout();
+        let sleep = async {
+            match timeout {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = changes.notified() => {}
+            () = source.changed.notified() => last = None,
+            () = sleep => source.engine.borrow_mut().on_timeout(Instant::now()),
+        }
+    }
+}
