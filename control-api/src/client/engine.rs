@@ -131,6 +131,14 @@ struct Subscription {
     waiting: VecDeque<Response>,
 }
 
+impl Subscription {
+    /// True while nothing may be said. A new stream is first told which versions the proxy has, so what an earlier one
+    /// brought has to be answered before.
+    fn is_held(&self, generation: u64) -> bool {
+        self.paused > 0 || self.outstanding.as_ref().is_some_and(|o| o.generation != generation)
+    }
+}
+
 #[derive(Debug)]
 enum Speech {
     Sotw(Sotw),
@@ -336,7 +344,7 @@ impl Engine {
         }
         let mut at = 0;
         while let Some(due) = self.queue.get(at) {
-            if self.subscriptions.get(&due.kind).is_none_or(|s| s.paused > 0) {
+            if self.subscriptions.get(&due.kind).is_none_or(|s| s.is_held(self.generation)) {
                 at += 1;
                 continue;
             }

@@ -236,3 +236,17 @@ fn a_virtual_host_that_does_not_exist_comes_without_a_body() {
     assert_eq!((update.resources[0].body.is_none(), names(&update)), (true, vec!["r/a", "r/seed"]));
     assert_eq!(update.removed, ["r/old"]);
 }
+
+#[test]
+fn a_new_stream_waits_for_the_answer_to_what_an_earlier_one_brought() {
+    let mut client = client();
+    client.want_all(Cluster);
+    client.want(Endpoint, &["e"]);
+    client.open();
+    client.sent();
+    client.changed(Cluster, "1", &["a=1"], &[]);
+    let update = client.update();
+    assert_eq!(client.reopen(), ["Endpoint +e"]);
+    client.accept(&update);
+    assert_eq!(plain(client.sent()), ["Cluster have a=1"], "else the removal of a would never be told");
+}
