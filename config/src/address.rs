@@ -47,6 +47,17 @@ pub struct EnvoyInternalAddress {
     pub endpoint_id: String,
 }
 
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(socket) if socket.host.contains(':') => write!(f, "[{}]:{}", socket.host, socket.port),
+            Self::Socket(socket) => write!(f, "{}:{}", socket.host, socket.port),
+            Self::Pipe(pipe) => f.write_str(&pipe.path),
+            Self::Internal(internal) => write!(f, "envoy://{}/{}", internal.server_listener_name, internal.endpoint_id),
+        }
+    }
+}
+
 impl Address {
     pub fn from_proto(p: pb::Address, cx: &mut Context) -> Option<Self> {
         let pb::Address { address } = p;

@@ -220,6 +220,10 @@ async fn connect(
             LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream").by_router(),
         )));
     };
+    if let Some(route) = stream.route.clone() {
+        let keep = !connection.manager.router.suppress_envoy_headers;
+        route.rewrite_host_to(&mut stream.request, &host.host().hostname, keep);
+    }
     stream.info.upstream.host = Some(host.address().clone());
     stream.info.upstream.attempted.push(host.address().clone());
     let wanted = StreamRequest {
@@ -377,12 +381,8 @@ fn failed(stream: &mut Stream, cluster: &Rc<ThreadCluster>, error: &StreamError)
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let mut body =
+    let body =
         format!("upstream connect error or disconnect/reset before headers. reset reason: {}", error.reason.as_str());
-    if !error.details.is_empty() {
-        body.push_str(", transport failure reason: ");
-        body.push_str(&error.details);
-    }
     cluster.count_local(status.as_u16(), stream.connection.manager.router.dynamic_stats, stream.is_internal);
     let mut reply = LocalReply::new(status, Bytes::from(body), "");
     stream.info.set_details(reset_details("upstream_reset_before_response_started", error));

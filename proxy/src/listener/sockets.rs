@@ -21,6 +21,9 @@ pub struct Sockets {
     sockets: Mutex<Vec<Vec<Socket>>>,
     /// Unix paths to remove.
     paths: Vec<String>,
+    backlog: i32,
+    /// To be set once they listen.
+    options: Vec<SocketOption>,
 }
 
 /// Why an address could not be bound, in Envoy's words.
@@ -43,7 +46,13 @@ impl std::fmt::Display for BindError {
 impl Sockets {
     /// Binds all addresses for `workers` workers.
     pub fn bind(config: &Config, workers: usize) -> Result<Self, BindError> {
-        let mut bound = Self { addresses: Vec::new(), sockets: Mutex::default(), paths: Vec::new() };
+        let mut bound = Self {
+            addresses: Vec::new(),
+            sockets: Mutex::default(),
+            paths: Vec::new(),
+            backlog: config.tcp_backlog_size,
+            options: config.socket_options.iter().filter(|o| o.state == SocketState::Listening).cloned().collect(),
+        };
         let mut all = Vec::new();
         for address in &config.addresses {
             let (local, sockets) = match &address.address {
@@ -57,8 +66,7 @@ impl Sockets {
                         .map_err(|error| BindError { address: name, error })?
                 }
                 ConfigAddress::Pipe(pipe) => {
-                    let sockets =
-                        bind_pipe(config, pipe).map_err(|error| BindError { address: pipe.path.clone(), error })?;
+                    let sockets = bind_pipe(pipe).map_err(|error| BindError { address: pipe.path.clone(), error })?;
                     if !pipe.path.starts_with('@') {
                         bound.paths.push(pipe.path.clone());
                     }
@@ -85,7 +93,30 @@ impl Sockets {
             ConfigAddress::Pipe(pipe) => Some(Address::Unix(pipe.path.as_str().into())),
             ConfigAddress::Internal(_) => None,
         });
-        Self { addresses: addresses.collect(), sockets: Mutex::default(), paths: Vec::new() }
+        Self {
+            addresses: addresses.collect(),
+            sockets: Mutex::default(),
+            paths: Vec::new(),
+            backlog: 0,
+            options: Vec::new(),
+        }
+    }
+
+    /// Lets clients in. Until then they are refused, as before the address was bound.
+    ///
+    /// # Errors
+    /// Another process took the address meanwhile.
+    pub fn listen(&self) -> io::Result<()> {
+        let sockets = self.sockets.lock().map_err(|_| io::Error::other("a thread panicked while it held sockets"))?;
+        for (address, sockets) in self.addresses.iter().zip(sockets.iter()) {
+            for socket in sockets {
+                socket.listen(self.backlog)?;
+                if let Address::Ip(ip) = address {
+                    apply(socket, &self.options, SocketState::Listening, *ip)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Copies of one worker's sockets, with the addresses they are bound to.
@@ -151,8 +182,6 @@ fn bind_ip(
         if let Some(length) = config.tcp_fast_open_queue_length {
             set_option(&socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, &(length as i32).to_ne_bytes())?;
         }
-        socket.listen(config.tcp_backlog_size)?;
-        apply(&socket, options, SocketState::Listening, target)?;
         if target.port() == 0
             && let Some(resolved) = socket.local_addr()?.as_socket()
         {
@@ -189,7 +218,7 @@ pub fn set_option(socket: &impl std::os::fd::AsRawFd, level: i32, name: i32, val
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn bind_pipe(config: &Config, pipe: &Pipe) -> io::Result<Vec<Socket>> {
+fn bind_pipe(pipe: &Pipe) -> io::Result<Vec<Socket>> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
     let address = match pipe.path.strip_prefix('@') {
         Some(name) => SockAddr::unix(format!("\0{name}"))?,
@@ -203,6 +232,5 @@ fn bind_pipe(config: &Config, pipe: &Pipe) -> io::Result<Vec<Socket>> {
     if pipe.mode != 0 && !pipe.path.starts_with('@') {
         std::fs::set_permissions(&pipe.path, std::fs::Permissions::from_mode(pipe.mode))?;
     }
-    socket.listen(config.tcp_backlog_size)?;
     Ok(vec![socket])
 }

@@ -18,6 +18,9 @@ pub enum PrometheusHistograms {
     Summary,
 }
 
+/// The stats of one name without tags, each with its tags.
+type Family<'a> = Vec<(Vec<Tag>, &'a Stat)>;
+
 /// Prints `stats` by kind (counters, gauges, text, histograms) and name. Text has no number: it comes as a label if it comes.
 pub fn print(
     stats: &[Stat],
@@ -27,7 +30,7 @@ pub fn print(
     text_readouts: bool,
 ) -> String {
     // By kind and by name without tags; what has both in common in the order of the full names.
-    let mut families: BTreeMap<(u8, String), Vec<(Vec<Tag>, &Stat)>> = BTreeMap::new();
+    let mut families: BTreeMap<(u8, String), Family<'_>> = BTreeMap::new();
     for stat in stats {
         let kind = match stat.value.kind() {
             StatKind::Counter => 0,

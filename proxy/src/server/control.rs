@@ -188,16 +188,19 @@ impl Control {
     }
 
     /// Counts what an update changed.
-    pub fn count_changes(&self, kind: ResourceType, changed: u64, removed: u64) {
+    pub fn count_changes(&self, kind: ResourceType, added: u64, modified: u64, removed: u64) {
         let (listeners, clusters) = (&self.stats.listeners, &self.stats.clusters);
         match kind {
             ResourceType::Cluster => {
-                clusters.cluster_added.add(changed);
+                clusters.cluster_added.add(added);
+                clusters.cluster_modified.add(modified);
                 clusters.cluster_removed.add(removed);
             }
             ResourceType::Listener => {
-                listeners.listener_added.add(changed);
-                listeners.listener_create_success.add(changed * self.concurrency as u64);
+                listeners.listener_added.add(added);
+                listeners.listener_modified.add(modified);
+                listeners.listener_in_place_updated.add(modified);
+                listeners.listener_create_success.add((added + modified) * self.concurrency as u64);
                 listeners.listener_removed.add(removed);
             }
             _ => {}
@@ -238,6 +241,7 @@ impl Control {
             }),
             drain_time: self.options.drain_time(),
         };
+        self.store.borrow_mut().serve();
         let snapshot = Arc::new(self.store.borrow().snapshot());
         let mut workers = self.workers.borrow_mut();
         for index in 0..self.concurrency {

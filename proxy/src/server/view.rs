@@ -4,17 +4,17 @@ use super::{cli, control::Control, logging, worker::Message};
 use crate::{
     admin::{
         Command, ConfigDump, DynamicListener, DynamicResource, ListenerStatus, Resource, RuntimeDump, ServerInfo,
-        ServerView, State, StatsSettings, UnreadyTargets, VersionedResources,
+        ServerView, State, StatsSettings, UnreadyTargets, UpdateFailure, VersionedResources,
     },
     base::RuntimeSnapshot,
     observe::{memory::Memory, stats::Registry},
     snapshot::{Entry, Origin},
     upstream::Cluster,
 };
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 use weft_config::bootstrap::Node;
 use weft_control_api::{
-    Any, Message as _, Name,
+    Any, Message as _, Name, ResourceType,
     envoy::config::{cluster::v3 as cluster, core::v3 as core, listener::v3 as listener, route::v3 as route},
 };
 
@@ -77,7 +77,10 @@ impl ServerView for Control {
             },
             last_updated: self.start_time,
         };
-        let mut clusters = VersionedResources::default();
+        let mut clusters = VersionedResources {
+            version_info: store.version(ResourceType::Cluster).to_owned(),
+            ..VersionedResources::default()
+        };
         for (name, entry) in &store.clusters {
             let resource = resource::<cluster::Cluster, _>(name, entry);
             match &entry.origin {
@@ -85,22 +88,49 @@ impl ServerView for Control {
                 Origin::Dynamic(version) => clusters.active.push(dynamic(version, resource)),
             }
         }
+        for (name, entry) in &store.warming_clusters {
+            if let Origin::Dynamic(version) = &entry.origin {
+                clusters.warming.push(dynamic(version, resource::<cluster::Cluster, _>(name, entry)));
+            }
+        }
         let mut static_listeners = Vec::new();
-        let mut listeners = Vec::new();
+        let mut listeners: BTreeMap<String, DynamicListener> = BTreeMap::new();
         let mut routes = VersionedResources::default();
         for (name, entry) in &store.listeners {
             let resource = resource::<listener::Listener, _>(name, entry);
             match &entry.origin {
                 Origin::Static => static_listeners.push(resource),
-                Origin::Dynamic(version) => {
-                    listeners.push(DynamicListener {
-                        name: name.clone(),
-                        active: Some((version.clone(), resource)),
-                        ..DynamicListener::default()
-                    });
-                }
+                Origin::Dynamic(version) => seat(&mut listeners, name).active = Some((version.clone(), resource)),
             }
             routes.fixed.extend(inline_routes(entry));
+        }
+        for (name, entry) in &store.warming_listeners {
+            if let Origin::Dynamic(version) = &entry.origin {
+                seat(&mut listeners, name).warming =
+                    Some((version.clone(), resource::<listener::Listener, _>(name, entry)));
+            }
+        }
+        for ((kind, name), failure) in &store.failures {
+            let error = UpdateFailure {
+                failed_configuration: Some(Any { type_url: kind.url().to_owned(), value: failure.bytes.clone() }),
+                last_update_attempt: failure.at,
+                details: failure.details.clone(),
+                version_info: failure.version.clone(),
+            };
+            match kind {
+                ResourceType::Listener => seat(&mut listeners, name).error = Some(error),
+                ResourceType::Cluster => {
+                    match clusters.active.iter_mut().find(|c| c.resource.as_ref().is_some_and(|r| r.name == *name)) {
+                        Some(active) => active.error = Some(error),
+                        None => clusters.warming.push(DynamicResource {
+                            version_info: String::new(),
+                            resource: None,
+                            error: Some(error),
+                        }),
+                    }
+                }
+                _ => {}
+            }
         }
         for (name, entry) in &store.tables {
             let resource = resource::<route::RouteConfiguration, _>(name, entry);
@@ -111,7 +141,8 @@ impl ServerView for Control {
         ConfigDump {
             bootstrap: Some(bootstrap),
             clusters,
-            listeners,
+            listeners: listeners.into_values().collect(),
+            listeners_version: store.version(ResourceType::Listener).to_owned(),
             static_listeners,
             routes: Some(routes),
             ..ConfigDump::default()
@@ -195,6 +226,12 @@ fn resource<M: Name, T>(name: &str, entry: &Entry<T>) -> Resource {
         config: Any { type_url: M::type_url(), value: entry.bytes.clone() },
         last_updated: entry.updated,
     }
+}
+
+fn seat<'a>(listeners: &'a mut BTreeMap<String, DynamicListener>, name: &str) -> &'a mut DynamicListener {
+    listeners
+        .entry(name.to_owned())
+        .or_insert_with(|| DynamicListener { name: name.to_owned(), ..DynamicListener::default() })
 }
 
 fn dynamic(version: &str, resource: Resource) -> DynamicResource {

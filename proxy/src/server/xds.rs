@@ -296,8 +296,13 @@ fn count_failure(control: &Rc<Control>, source: &Source) {
             .collect()
     };
     let dynamic = &control.boot.bootstrap.dynamic_resources;
+    let is_ours = |kind| match &source.key {
+        Key::Ads => true,
+        Key::Stream(of, ..) | Key::File(of, _) => *of == kind,
+    };
     let wildcards = [(ResourceType::Cluster, dynamic.cds.is_some()), (ResourceType::Listener, dynamic.lds.is_some())];
-    let wildcards = wildcards.into_iter().filter(|(_, is)| *is).map(|(kind, _)| (kind, String::new()));
+    let wildcards =
+        wildcards.into_iter().filter(|(kind, is)| *is && is_ours(*kind)).map(|(kind, _)| (kind, String::new()));
     for (kind, name) in kinds.into_iter().chain(wildcards) {
         control.xds.stats(control, kind, &name).update_failure.inc();
     }
@@ -352,13 +357,15 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
 fn apply(control: &Rc<Control>, update: &Update) -> Vec<Refused> {
     let kind = update.resource_type;
     let mut refused = Vec::new();
-    let mut changed = BTreeSet::new();
+    let (mut added, mut modified) = (0, 0);
     {
         let mut store = control.store.borrow_mut();
         for resource in &update.resources {
             let Some(body) = &resource.body else { continue };
+            let is_known = store.has(kind, &resource.name);
             match store.set(kind, &resource.name, body, &resource.version) {
-                Ok(true) => drop(changed.insert(resource.name.clone())),
+                Ok(true) if is_known => modified += 1,
+                Ok(true) => added += 1,
                 Ok(false) => {}
                 Err(problems) => {
                     let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
@@ -386,7 +393,7 @@ fn apply(control: &Rc<Control>, update: &Update) -> Vec<Refused> {
             stats.version_text.set(&update.version);
         }
     }
-    control.count_changes(kind, changed.len() as u64, update.removed.len() as u64);
+    control.count_changes(kind, added, modified, update.removed.len() as u64);
     refused
 }
 
@@ -420,7 +427,7 @@ async fn run_file(control: Rc<Control>, source: Rc<Source>, kind: ResourceType, 
                 Err(problems) => {
                     let text = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                     tracing::warn!(target: "config", "{}: {text}", config.path);
-                    control.xds.stats(&control, kind, "").update_failure.inc();
+                    count_failure(&control, &source);
                 }
             }
             last = Some(content.clone());

@@ -63,6 +63,8 @@ pub struct Store {
     versions: BTreeMap<ResourceType, String>,
     /// Load assignments by service name: a cluster that is changed need not wait for its hosts again.
     assignments: BTreeMap<String, config::ClusterLoadAssignment>,
+    /// Workers run: a listener in force listens.
+    is_serving: bool,
     /// What was waited for long enough.
     timed_out: BTreeSet<(ResourceType, String)>,
     pub runtime: Arc<RuntimeSnapshot>,
@@ -92,6 +94,7 @@ impl Store {
             versions: BTreeMap::new(),
             assignments: BTreeMap::new(),
             timed_out: BTreeSet::new(),
+            is_serving: false,
             runtime,
             workers,
             log_writer,
@@ -211,6 +214,23 @@ impl Store {
                 finished.problem_at("name", format!("found {:?}, which is a static listener", config.name));
             }
         }
+        if bind && config.bind_to_port {
+            let all = self.listeners.iter().map(|(_, entry)| entry).chain(self.warming_listeners.values());
+            let others = all.filter(|entry| entry.value.config.name != config.name && entry.value.config.bind_to_port);
+            let taken: BTreeSet<String> =
+                others.flat_map(|entry| &entry.value.config.addresses).map(|a| format!("{:?}", a.address)).collect();
+            let own = config.addresses.iter().find(|a| !is_any_port(a) && taken.contains(&format!("{:?}", a.address)));
+            if let Some(address) = own {
+                let shown = address.address.to_string();
+                finished.problem_at(
+                    "address",
+                    format!(
+                        "error adding listener: '{}' has duplicate address '{shown}' as existing listener",
+                        config.name
+                    ),
+                );
+            }
+        }
         let (clusters, warming) = (&self.clusters, &self.warming_clusters);
         let exists = |name: &str| clusters.contains_key(name) || warming.contains_key(name);
         let mut context = CompileContext {
@@ -260,11 +280,20 @@ impl Store {
         let warm: Vec<String> = warm.map(|(name, _)| name.clone()).collect();
         for name in warm {
             let Some(entry) = self.warming_listeners.remove(&name) else { continue };
+            if self.is_serving {
+                listen(&entry.value);
+            }
             match self.listeners.iter_mut().find(|(n, _)| *n == name) {
                 Some((_, old)) => *old = entry,
                 None => self.listeners.push((name, entry)),
             }
         }
+    }
+
+    /// Workers are about to start: listeners listen from now on.
+    pub fn serve(&mut self) {
+        self.is_serving = true;
+        self.listeners.iter().for_each(|(_, entry)| listen(&entry.value));
     }
 
     /// Adds or replaces a resource that came over xDS. True if something changed.
@@ -279,6 +308,18 @@ impl Store {
         }?;
         self.failures.remove(&(kind, name.to_owned()));
         Ok(done)
+    }
+
+    /// True if a resource of this name is in force or warming.
+    pub fn has(&self, kind: ResourceType, name: &str) -> bool {
+        match kind {
+            ResourceType::Cluster => self.clusters.contains_key(name) || self.warming_clusters.contains_key(name),
+            ResourceType::Listener => {
+                self.warming_listeners.contains_key(name) || self.listeners.iter().any(|(n, _)| n == name)
+            }
+            ResourceType::RouteConfiguration => self.tables.contains_key(name),
+            _ => false,
+        }
     }
 
     /// Removes a resource that came over xDS. Routes and load assignments that are referred to stay: their last good version serves on.
@@ -396,6 +437,16 @@ impl Store {
         let proto = M::decode(bytes)
             .map_err(|e| vec![Problem::new("", format!("found bytes that are no {}: {e}", M::full_name()))])?;
         Ok((proto, Context::new()))
+    }
+}
+
+fn is_any_port(address: &config::listener::ListenerAddress) -> bool {
+    matches!(&address.address, config::Address::Socket(socket) if socket.port == 0)
+}
+
+fn listen(listener: &Listener) {
+    if let Err(error) = listener.sockets.listen() {
+        tracing::error!(target: "config", "listener '{}' cannot listen: {error}", listener.config.name);
     }
 }
 

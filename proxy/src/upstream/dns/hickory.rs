@@ -37,7 +37,7 @@ impl Hickory {
                 _ => None,
             })
             .collect();
-        if !ours.is_empty() && !(*resolvers_are_fallback && !servers.is_empty()) {
+        if !ours.is_empty() && (servers.is_empty() || !*resolvers_are_fallback) {
             servers = ours.into_iter().map(server).collect();
         }
         if *use_tcp {
