@@ -359,7 +359,15 @@ async fn respond(
         route.finalize_response(&mut head, &stream.request, &stream.info);
     }
     stream.respond(head, body, request, responder, Some(attempt)).await;
-    stream.info.points.upstream_rx_end = Some(Instant::now());
+    let end = Instant::now();
+    stream.info.points.upstream_rx_end = Some(end);
+    if let Some(sent) = stream.info.points.downstream_rx_end
+        && router.dynamic_stats
+        && !stream.info.is_health_check
+        && stream.info.flags.is_empty()
+    {
+        cluster.count_time(end.saturating_duration_since(sent), stream.is_internal);
+    }
     let (headers, sent) = attempt.stream.bytes_sent();
     stream.info.bytes.upstream_headers_sent = headers;
     stream.info.bytes.upstream_wire_sent = headers + sent;

@@ -79,33 +79,6 @@ crate::stats! {
 }
 
 crate::stats! {
-    /// `filesystem.*`: what the access logs' files do.
-    pub struct FilesystemStats {
-        counter flushed_by_timer,
-        counter reopen_failed,
-        counter write_buffered,
-        counter write_completed,
-        counter write_failed,
-        gauge write_total_buffered,
-    }
-}
-
-crate::stats! {
-    /// `main_thread.*`, `workers.*`, `server.main_thread.*`, `server.worker_N.*`: threads that did not come back in time.
-    pub struct WatchdogStats {
-        counter watchdog_mega_miss,
-        counter watchdog_miss,
-    }
-}
-
-crate::stats! {
-    /// `thread_local_cluster_manager.main_thread.*`, `thread_local_cluster_manager.worker_N.*`
-    pub struct ThreadLocalClusterManagerStats {
-        gauge clusters_inflated,
-    }
-}
-
-crate::stats! {
     /// `cluster_manager.cds.*`, `listener_manager.lds.*`, `http.PREFIX.rds.NAME.*`, `cluster.NAME.*` of EDS: one subscription.
     pub struct SubscriptionStats {
         counter init_fetch_timeout,
