@@ -4,6 +4,7 @@ use super::{
     boot::{self, Boot},
     cli::Options,
     discovery::Discoveries,
+    file_watch,
     runtime::Runtime,
     worker::{Message, Worker, WorkerOptions},
     xds::Xds,
@@ -153,7 +154,9 @@ impl Control {
     /// Clusters first, then listeners, then the workers: nothing is accepted before it is known where it may go.
     async fn initialize(self: &Rc<Self>) -> io::Result<()> {
         let dynamic = self.boot.bootstrap.dynamic_resources.clone();
+        self.watch_runtime();
         self.settle();
+        self.until(|| self.runtime.borrow().is_settled()).await;
         if let Some(cds) = &dynamic.cds {
             self.xds.subscribe_all(self, ResourceType::Cluster, cds);
         }
@@ -172,6 +175,25 @@ impl Control {
         tracing::info!(target: "main", "starting main dispatch loop");
         self.flush_stats();
         Ok(())
+    }
+
+    /// Reads the runtime layers on disk again whenever a directory that holds them changes.
+    fn watch_runtime(self: &Rc<Self>) {
+        let directories = self.runtime.borrow().watched();
+        if directories.is_empty() {
+            return;
+        }
+        let control = self.clone();
+        tokio::task::spawn_local(async move {
+            let changed = Rc::new(Notify::new());
+            let _watches: Vec<_> =
+                directories.iter().filter_map(|directory| file_watch::watch(directory, changed.clone())).collect();
+            loop {
+                changed.notified().await;
+                control.runtime.borrow_mut().reload();
+                control.publish();
+            }
+        });
     }
 
     async fn until(&self, done: impl Fn() -> bool) {

@@ -56,9 +56,11 @@ enum Kind {
         is_there: bool,
     },
     Admin,
+    /// A resource; `is_settled` once it came, or was waited for long enough.
     Rtds {
         name: String,
         source: ConfigSource,
+        is_settled: bool,
     },
 }
 
@@ -91,19 +93,31 @@ impl Runtime {
     /// The resources to ask for over RTDS, and where.
     pub fn rtds(&self) -> impl Iterator<Item = (&str, &ConfigSource)> {
         self.layers.iter().filter_map(|layer| match &layer.kind {
-            Kind::Rtds { name, source } => Some((name.as_str(), source)),
+            Kind::Rtds { name, source, .. } => Some((name.as_str(), source)),
             _ => None,
         })
     }
 
-    /// Sets what the RTDS resource `name` holds.
-    pub fn set_rtds(&mut self, name: &str, values: Vec<(String, RuntimeValue)>) {
+    /// True once every RTDS resource came, or was waited for long enough.
+    pub fn is_settled(&self) -> bool {
+        self.layers.iter().all(|layer| !matches!(layer.kind, Kind::Rtds { is_settled: false, .. }))
+    }
+
+    /// Sets what the RTDS resource `name` holds. `None`: it did not come in time, and what there was stays.
+    pub fn set_rtds(&mut self, name: &str, values: Option<Vec<(String, RuntimeValue)>>) {
         for layer in &mut self.layers {
-            if matches!(&layer.kind, Kind::Rtds { name: resource, .. } if resource == name) {
-                layer.values = values.clone();
+            if let Kind::Rtds { name: resource, is_settled, .. } = &mut layer.kind
+                && resource == name
+            {
+                *is_settled = true;
+                if let Some(values) = &values {
+                    layer.values.clone_from(values);
+                }
             }
         }
-        self.reload();
+        if values.is_some() {
+            self.reload();
+        }
     }
 
     /// Sets values of the admin layer; an empty value removes one.
@@ -212,7 +226,9 @@ impl Layer {
                 Kind::Disk { root: symlink_root.into(), directory, is_there: false }
             }
             RuntimeSource::Admin => Kind::Admin,
-            RuntimeSource::Rtds { name, source } => Kind::Rtds { name: name.clone(), source: source.clone() },
+            RuntimeSource::Rtds { name, source } => {
+                Kind::Rtds { name: name.clone(), source: source.clone(), is_settled: false }
+            }
         };
         Self { name: layer.name.clone(), kind, values, texts: BTreeMap::new() }
     }

@@ -6,6 +6,7 @@
 use super::control::Control;
 use crate::{
     observe::stats::{ControlPlaneStats, SubscriptionStats},
+    snapshot::Store,
     upstream::grpc_stream::GrpcStream,
 };
 use std::{
@@ -21,6 +22,7 @@ use std::{
 };
 use tokio::sync::Notify;
 use weft_config::{
+    Problem,
     cluster::Discovery,
     config_source::{ApiConfigSource, ConfigSource, PathConfigSource, Specifier},
 };
@@ -29,6 +31,7 @@ use weft_control_api::{
     client::{
         self, BackoffOptions, Engine, Event, FrameDecoder, RateLimitOptions, Refused, Rejection, Service, Update,
     },
+    envoy::service::runtime::v3 as service,
     text::Format,
 };
 
@@ -82,6 +85,9 @@ impl Xds {
     pub fn follow(&self, control: &Rc<Control>) {
         let mut wanted: BTreeMap<(ResourceType, String), ConfigSource> = BTreeMap::new();
         {
+            for (name, source) in control.runtime.borrow().rtds() {
+                wanted.insert((ResourceType::Runtime, name.to_owned()), source.clone());
+            }
             let store = control.store.borrow();
             for (name, source) in store.wanted_routes() {
                 wanted.insert((ResourceType::RouteConfiguration, name), source);
@@ -155,6 +161,7 @@ impl Xds {
         let prefix = match kind {
             ResourceType::Cluster => "cluster_manager.cds".into(),
             ResourceType::Listener => "listener_manager.lds".into(),
+            ResourceType::Runtime => "runtime".into(),
             ResourceType::Endpoint => {
                 let store = control.store.borrow();
                 let found = store
@@ -336,15 +343,16 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
             tracing::warn!(target: "config", "ignoring a response of type {type_url}, which nobody asked for")
         }
         Event::Expired { resource_type, names } => {
-            let mut store = control.store.borrow_mut();
-            names.iter().for_each(|name| store.remove(resource_type, name));
-            drop(store);
+            names.iter().for_each(|name| remove(control, resource_type, name));
             control.settle();
         }
         Event::FetchTimeout { resource_type, name } => {
             let stats = control.xds.stats(control, resource_type, name.as_deref().unwrap_or_default());
             stats.init_fetch_timeout.inc();
             match name {
+                Some(name) if resource_type == ResourceType::Runtime => {
+                    control.runtime.borrow_mut().set_rtds(&name, None);
+                }
                 Some(name) => control.store.borrow_mut().fetch_timed_out(resource_type, &name),
                 None => drop(control.xds.answered.borrow_mut().insert(resource_type)),
             }
@@ -358,25 +366,29 @@ fn apply(control: &Rc<Control>, update: &Update) -> Vec<Refused> {
     let kind = update.resource_type;
     let mut refused = Vec::new();
     let (mut added, mut modified) = (0, 0);
-    {
+    for resource in &update.resources {
+        let Some(body) = &resource.body else { continue };
         let mut store = control.store.borrow_mut();
-        for resource in &update.resources {
-            let Some(body) = &resource.body else { continue };
-            let is_known = store.has(kind, &resource.name);
-            match store.set(kind, &resource.name, body, &resource.version) {
-                Ok(true) if is_known => modified += 1,
-                Ok(true) => added += 1,
-                Ok(false) => {}
-                Err(problems) => {
-                    let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                    tracing::warn!(target: "config", "{} {:?} rejected: {message}", kind.noun(), resource.name);
-                    store.note_failure(kind, &resource.name, body, &update.version, &message);
-                    refused.push(Refused { name: resource.name.clone(), message });
-                }
+        let is_known = store.has(kind, &resource.name);
+        let set = match kind {
+            ResourceType::Runtime => set_runtime(control, &store, body),
+            _ => store.set(kind, &resource.name, body, &resource.version),
+        };
+        match set {
+            Ok(true) if is_known => modified += 1,
+            Ok(true) => added += 1,
+            Ok(false) => {}
+            Err(problems) => {
+                let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                tracing::warn!(target: "config", "{} {:?} rejected: {message}", kind.noun(), resource.name);
+                store.note_failure(kind, &resource.name, body, &update.version, &message);
+                refused.push(Refused { name: resource.name.clone(), message });
             }
         }
-        update.removed.iter().for_each(|name| store.remove(kind, name));
-        store.set_version(kind, &update.version);
+    }
+    update.removed.iter().for_each(|name| remove(control, kind, name));
+    if refused.is_empty() && update.refused.is_empty() {
+        control.store.borrow_mut().set_version(kind, &update.version);
     }
     let names: Vec<&str> = match kind {
         ResourceType::Cluster | ResourceType::Listener => vec![""],
@@ -395,6 +407,23 @@ fn apply(control: &Rc<Control>, update: &Update) -> Vec<Refused> {
     }
     control.count_changes(kind, added, modified, update.removed.len() as u64);
     refused
+}
+
+/// Takes a runtime layer. True: it counts as a change, whatever it holds.
+fn set_runtime(control: &Control, store: &Store, bytes: &[u8]) -> Result<bool, Vec<Problem>> {
+    let (proto, mut cx) = store.read(bytes)?;
+    let service::Runtime { name, layer } = proto;
+    let values = cx.field("layer", |cx| weft_config::runtime::flatten(layer.unwrap_or_default(), cx));
+    let (values, _) = cx.finish(Some(values))?;
+    control.runtime.borrow_mut().set_rtds(&name, Some(values));
+    Ok(true)
+}
+
+fn remove(control: &Control, kind: ResourceType, name: &str) {
+    match kind {
+        ResourceType::Runtime => control.runtime.borrow_mut().set_rtds(name, Some(Vec::new())),
+        _ => control.store.borrow_mut().remove(kind, name),
+    }
 }
 
 /// Reads a file whenever it is put in place, as if it came over a stream.

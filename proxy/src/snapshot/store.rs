@@ -429,7 +429,7 @@ impl Store {
     }
 
     /// Checks a resource against the schema and decodes it.
-    fn read<M: Message + Name + Default>(&self, bytes: &[u8]) -> Result<(M, Context), Vec<Problem>> {
+    pub fn read<M: Message + Name + Default>(&self, bytes: &[u8]) -> Result<(M, Context), Vec<Problem>> {
         let checked = check(&M::full_name(), bytes, self.check_options);
         if !checked.problems.is_empty() {
             return Err(checked.problems);
