@@ -180,10 +180,8 @@ impl Bootstrap {
             let about = format!("found {local:?}, which is no cluster of static_resources");
             cx.problem_at("cluster_manager.local_cluster_name", about);
         }
-        for (name, source) in self.dynamic_resources.control_planes() {
-            let cluster = &source.service.cluster;
+        for (path, cluster) in self.dynamic_resources.control_planes() {
             if !self.has_cluster(cluster) {
-                let path = format!("dynamic_resources.{name}.grpc_services[0].envoy_grpc.cluster_name");
                 cx.problem_at(&path, format!("found {cluster:?}, which is no cluster of static_resources"));
             }
         }

@@ -22,6 +22,7 @@ pub struct ConfigSource {
 pub enum Specifier {
     Path(PathConfigSource),
     Api(ApiConfigSource),
+    Rest(RestConfigSource),
     /// The bootstrap's ADS stream.
     Ads,
     /// The stream that the resource which says this came over.
@@ -49,6 +50,16 @@ pub struct ApiConfigSource {
     pub rate_limit: Option<RequestRate>,
 }
 
+/// A control plane that is polled over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestConfigSource {
+    pub cluster: String,
+    /// At least so long from an answer to the next request; at most twice as long.
+    pub refresh_delay: Duration,
+    /// Of one request.
+    pub request_timeout: Duration,
+}
+
 /// A token bucket for discovery requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RequestRate {
@@ -72,7 +83,10 @@ impl ConfigSource {
                 Specifier::Path(cx.field("path_config_source", |cx| PathConfigSource::from_proto(source, cx)))
             }
             ConfigSourceSpecifier::ApiConfigSource(source) => {
-                Specifier::Api(cx.field("api_config_source", |cx| ApiConfigSource::from_proto(source, cx))?)
+                cx.field("api_config_source", |cx| match ApiType::try_from(source.api_type) {
+                    Ok(ApiType::Rest) => RestConfigSource::from_proto(source, cx).map(Specifier::Rest),
+                    _ => ApiConfigSource::from_proto(source, cx).map(Specifier::Api),
+                })?
             }
             ConfigSourceSpecifier::Ads(pb::AggregatedConfigSource {}) => Specifier::Ads,
             ConfigSourceSpecifier::Self_(pb::SelfConfigSource { transport_api_version }) => {
@@ -118,7 +132,7 @@ impl ApiConfigSource {
             ApiType::AggregatedGrpc => (false, true),
             ApiType::AggregatedDeltaGrpc => (true, true),
             ApiType::Rest => {
-                cx.problem_at("api_type", "REST is not supported, allowed: GRPC, DELTA_GRPC");
+                cx.problem_at("api_type", "REST is no stream, allowed: GRPC, DELTA_GRPC");
                 return None;
             }
             ApiType::DeprecatedAndUnavailableDoNotUse => {
@@ -142,6 +156,42 @@ impl ApiConfigSource {
         }
         let service = cx.elements("grpc_services", grpc_services, |cx, pb| GrpcService::from_proto(pb, cx)).pop()?;
         Some(Self { delta, aggregated, service, set_node_on_first_message_only, rate_limit })
+    }
+}
+
+impl RestConfigSource {
+    /// How long a request may take, if nothing else is said.
+    const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+
+    fn from_proto(pb: pb::ApiConfigSource, cx: &mut Context) -> Option<Self> {
+        let pb::ApiConfigSource {
+            api_type: _,
+            transport_api_version,
+            cluster_names,
+            grpc_services,
+            refresh_delay,
+            request_timeout,
+            rate_limit_settings,
+            set_node_on_first_message_only,
+            config_validators,
+        } = pb;
+        version("transport_api_version", transport_api_version, cx);
+        if !grpc_services.is_empty() {
+            cx.problem_at("grpc_services", "is for gRPC only; a REST source names its cluster in cluster_names");
+        }
+        // These two are about gRPC streams; Envoy does not look at them for REST.
+        cx.ignored_if("rate_limit_settings", rate_limit_settings.is_some());
+        cx.ignored_if("set_node_on_first_message_only", set_node_on_first_message_only);
+        cx.unsupported_if("config_validators", !config_validators.is_empty());
+        if refresh_delay.is_none() {
+            cx.problem_at("refresh_delay", "is not set; a REST source must say how often it is asked");
+        }
+        let refresh_delay = cx.duration("refresh_delay", refresh_delay);
+        let request_timeout = cx.duration("request_timeout", request_timeout).unwrap_or(Self::DEFAULT_REQUEST_TIMEOUT);
+        let [cluster] = <[String; 1]>::try_from(cluster_names)
+            .map_err(|names| cx.problem_at("cluster_names", format!("found {}, allowed: exactly 1", names.len())))
+            .ok()?;
+        Some(Self { cluster, refresh_delay: refresh_delay?, request_timeout })
     }
 }
 

@@ -11,6 +11,7 @@ mod connection;
 pub mod dns;
 pub mod grpc_stream;
 pub mod host;
+pub mod http_call;
 pub mod names;
 mod original_dst;
 mod pool;

@@ -47,21 +47,26 @@ impl DynamicResources {
         Self { lds, cds, ads }
     }
 
-    /// Every control plane that is named here, with the path of its settings.
-    pub(super) fn control_planes(&self) -> impl Iterator<Item = (&'static str, &ApiConfigSource)> {
-        let own = [
-            ("lds_config.api_config_source", own_stream(self.lds.as_ref())),
-            ("cds_config.api_config_source", own_stream(self.cds.as_ref())),
-            ("ads_config", self.ads.as_ref()),
-        ];
-        own.into_iter().filter_map(|(name, source)| Some((name, source?)))
+    /// The clusters of the control planes that are named here, each with the path that names it.
+    pub(super) fn control_planes(&self) -> impl Iterator<Item = (String, &str)> {
+        let ads = self.ads.as_ref().map(|api| grpc("ads_config", api));
+        let lds = self.lds.as_ref().and_then(|source| own("lds_config", source));
+        let cds = self.cds.as_ref().and_then(|source| own("cds_config", source));
+        [lds, cds, ads].into_iter().flatten()
     }
 }
 
-/// The control plane of a source that has a stream of its own.
-fn own_stream(source: Option<&ConfigSource>) -> Option<&ApiConfigSource> {
-    match &source?.specifier {
-        Specifier::Api(api) if !api.aggregated => Some(api),
+/// The control plane of a source that does not share the aggregated stream.
+fn own<'a>(name: &str, source: &'a ConfigSource) -> Option<(String, &'a str)> {
+    match &source.specifier {
+        Specifier::Api(api) if !api.aggregated => Some(grpc(&format!("{name}.api_config_source"), api)),
+        Specifier::Rest(rest) => {
+            Some((format!("dynamic_resources.{name}.api_config_source.cluster_names[0]"), &rest.cluster))
+        }
         _ => None,
     }
+}
+
+fn grpc<'a>(name: &str, api: &'a ApiConfigSource) -> (String, &'a str) {
+    (format!("dynamic_resources.{name}.grpc_services[0].envoy_grpc.cluster_name"), &api.service.cluster)
 }

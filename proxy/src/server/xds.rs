@@ -3,44 +3,41 @@
 //! What resources refer to is subscribed to ([`Xds::follow`]); what comes is compiled by the store and only then
 //! accepted. Sources are the ADS stream, streams of one kind, and files.
 
+mod file;
+mod rest;
+mod stream;
+
 use super::control::Control;
 use crate::{
     observe::stats::{ControlPlaneStats, SubscriptionStats},
     snapshot::Store,
-    upstream::grpc_stream::GrpcStream,
 };
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    future::{Future, poll_fn},
-    path::{Path, PathBuf},
-    pin::pin,
     rc::Rc,
     sync::Arc,
-    task::Poll,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::Notify;
 use weft_config::{
     Problem,
     cluster::Discovery,
-    config_source::{ApiConfigSource, ConfigSource, PathConfigSource, Specifier},
+    config_source::{ApiConfigSource, ConfigSource, Specifier},
 };
 use weft_control_api::{
     Protocol, ResourceType,
-    client::{
-        self, BackoffOptions, Engine, Event, FrameDecoder, RateLimitOptions, Refused, Rejection, Service, Update,
-    },
+    client::{self, BackoffOptions, Engine, Event, RateLimitOptions, Refused, Rejection, Service, Update},
     envoy::service::runtime::v3 as service,
-    text::Format,
 };
 
 /// One source of configuration.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Ads,
-    /// The kind, the cluster, delta or not.
-    Stream(ResourceType, String, bool),
+    /// The kind, and how the stream is to be spoken: whoever asks for the same shares it.
+    Stream(ResourceType, String),
+    Rest(ResourceType, String),
     File(ResourceType, String),
 }
 
@@ -63,9 +60,6 @@ pub struct Xds {
     answered: RefCell<BTreeSet<ResourceType>>,
     pub progress: Notify,
 }
-
-/// Responses are no longer than this.
-const MOST: usize = 256 << 20;
 
 impl Xds {
     /// Subscribes to all resources of a kind.
@@ -129,29 +123,33 @@ impl Xds {
     /// The source, started if it is new.
     fn source(&self, control: &Rc<Control>, kind: ResourceType, config: &ConfigSource) -> Option<Rc<Source>> {
         let dynamic = &control.boot.bootstrap.dynamic_resources;
-        let ads = || dynamic.ads.as_ref().map(|api| (Key::Ads, Some(api.clone()), None));
-        let (key, api, file) = match &config.specifier {
-            Specifier::Ads | Specifier::SelfSource => ads()?,
-            Specifier::Api(api) if api.aggregated => ads()?,
-            Specifier::Api(api) => (Key::Stream(kind, api.service.cluster.clone(), api.delta), Some(api.clone()), None),
-            Specifier::Path(path) => (Key::File(kind, path.path.clone()), None, Some(path.clone())),
+        let (key, api) = match &config.specifier {
+            Specifier::Api(api) if !api.aggregated => (Key::Stream(kind, format!("{api:?}")), Some(api)),
+            Specifier::Ads | Specifier::SelfSource | Specifier::Api(_) => (Key::Ads, Some(dynamic.ads.as_ref()?)),
+            Specifier::Rest(rest) => (Key::Rest(kind, format!("{rest:?}")), None),
+            Specifier::Path(path) => (Key::File(kind, path.path.clone()), None),
         };
         if let Some(source) = self.sources.borrow().get(&key) {
             return Some(source.clone());
         }
         let service = if key == Key::Ads { Service::Aggregated } else { Service::Single(kind) };
-        let options = options(control, service, api.as_ref());
         let source = Rc::new(Source {
-            engine: RefCell::new(Engine::new(options)),
+            engine: RefCell::new(Engine::new(options(control, service, api))),
             changed: Notify::new(),
             control_plane: api.is_some().then(|| control.registry.attach("control_plane")),
             key: key.clone(),
         });
         self.sources.borrow_mut().insert(key, source.clone());
-        match (api, file) {
-            (Some(api), _) => drop(tokio::task::spawn_local(run_stream(control.clone(), source.clone(), api))),
-            (None, Some(file)) => drop(tokio::task::spawn_local(run_file(control.clone(), source.clone(), kind, file))),
-            (None, None) => {}
+        let (control, started) = (control.clone(), source.clone());
+        match (api, &config.specifier) {
+            (Some(api), _) => drop(tokio::task::spawn_local(stream::run(control, started, api.clone()))),
+            (None, Specifier::Rest(rest)) => {
+                drop(tokio::task::spawn_local(rest::run(control, started, kind, rest.clone())))
+            }
+            (None, Specifier::Path(path)) => {
+                drop(tokio::task::spawn_local(file::run(control, started, kind, path.clone())))
+            }
+            (None, _) => {}
         }
         Some(source)
     }
@@ -198,101 +196,6 @@ fn options(control: &Control, service: Service, api: Option<&ApiConfigSource>) -
     }
 }
 
-/// Carries one stream's messages, opening it again whenever it ends.
-async fn run_stream(control: Rc<Control>, source: Rc<Source>, api: ApiConfigSource) {
-    source.engine.borrow_mut().start();
-    let mut stream: Option<(GrpcStream, FrameDecoder)> = None;
-    let connected = |is: bool| {
-        if let Some(stats) = &source.control_plane {
-            stats.connected_state.set(u64::from(is));
-        }
-    };
-    loop {
-        loop {
-            let event = source.engine.borrow_mut().poll_event();
-            match event {
-                Some(Event::Connect) => {
-                    stream = open(&control, &source, &api).await.map(|s| (s, FrameDecoder::new(MOST)));
-                    let now = Instant::now();
-                    match &stream {
-                        Some(_) => source.engine.borrow_mut().on_stream_open(now),
-                        None => drop(source.engine.borrow_mut().on_stream_closed(now)),
-                    }
-                    connected(stream.is_some());
-                }
-                Some(event) => handle(&control, &source, event),
-                None => break,
-            }
-        }
-        if let Some((stream, _)) = &mut stream {
-            while let Some(request) = source.engine.borrow_mut().poll_request(Instant::now()) {
-                stream.send(request.frame());
-            }
-        }
-        let timeout = source.engine.borrow().poll_timeout();
-        let mut changed = pin!(source.changed.notified());
-        let mut sleep = timeout.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
-        let woken = poll_fn(|cx| {
-            if let Some((stream, _)) = &mut stream
-                && let Poll::Ready(read) = stream.poll(cx)
-            {
-                return Poll::Ready(Some(read));
-            }
-            if changed.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(None);
-            }
-            match &mut sleep {
-                Some(sleep) => sleep.as_mut().poll(cx).map(|()| None),
-                None => Poll::Pending,
-            }
-        })
-        .await;
-        let now = Instant::now();
-        let mut ended = None;
-        match (woken, &mut stream) {
-            (Some(Ok(bytes)), Some((_, decoder))) => {
-                decoder.push(&bytes);
-                loop {
-                    match decoder.next_message() {
-                        Ok(Some(message)) => {
-                            if let Err(error) = source.engine.borrow_mut().on_message(message, now) {
-                                ended = Some(error.to_string());
-                            }
-                        }
-                        Ok(None) => break,
-                        Err(error) => {
-                            ended = Some(error.to_string());
-                            break;
-                        }
-                    }
-                }
-            }
-            (Some(Err(end)), _) => ended = Some(format!("{}, {}", end.status, end.message)),
-            _ => source.engine.borrow_mut().on_timeout(now),
-        }
-        if let Some(why) = ended {
-            tracing::warn!(target: "config", "gRPC config stream to {} closed: {why}", api.service.cluster);
-            stream = None;
-            connected(false);
-            source.engine.borrow_mut().on_stream_closed(now);
-            count_failure(&control, &source);
-        }
-    }
-}
-
-async fn open(control: &Rc<Control>, source: &Source, api: &ApiConfigSource) -> Option<GrpcStream> {
-    let method = source.engine.borrow().method()?;
-    let cluster = control.upstreams.by_name(&api.service.cluster)?;
-    match GrpcStream::open(&cluster, method, &api.service.authority, &api.service.initial_metadata).await {
-        Ok(stream) => Some(stream),
-        Err(error) => {
-            tracing::warn!(target: "config", "gRPC config stream to {} cannot be opened: {error}", api.service.cluster);
-            count_failure(control, source);
-            None
-        }
-    }
-}
-
 fn count_failure(control: &Rc<Control>, source: &Source) {
     let kinds: BTreeSet<(ResourceType, String)> = {
         let subscribed = control.xds.subscribed.borrow();
@@ -305,7 +208,7 @@ fn count_failure(control: &Rc<Control>, source: &Source) {
     let dynamic = &control.boot.bootstrap.dynamic_resources;
     let is_ours = |kind| match &source.key {
         Key::Ads => true,
-        Key::Stream(of, ..) | Key::File(of, _) => *of == kind,
+        Key::Stream(of, _) | Key::Rest(of, _) | Key::File(of, _) => *of == kind,
     };
     let wildcards = [(ResourceType::Cluster, dynamic.cds.is_some()), (ResourceType::Listener, dynamic.lds.is_some())];
     let wildcards =
@@ -423,64 +326,5 @@ fn remove(control: &Control, kind: ResourceType, name: &str) {
     match kind {
         ResourceType::Runtime => control.runtime.borrow_mut().set_rtds(name, Some(Vec::new())),
         _ => control.store.borrow_mut().remove(kind, name),
-    }
-}
-
-/// Reads a file whenever it is put in place, as if it came over a stream.
-async fn run_file(control: Rc<Control>, source: Rc<Source>, kind: ResourceType, config: PathConfigSource) {
-    let file = PathBuf::from(&config.path);
-    let changes = Rc::new(Notify::new());
-    let watched =
-        config.watched_directory.as_deref().map(PathBuf::from).or_else(|| file.parent().map(Path::to_path_buf));
-    let _watch = watched.and_then(|directory| super::file_watch::watch(&directory, changes.clone()));
-    let mut reads = 0u64;
-    let mut last = None;
-    let now = Instant::now();
-    source.engine.borrow_mut().start();
-    source.engine.borrow_mut().on_stream_open(now);
-    loop {
-        let content = std::fs::read(&file).ok();
-        if content != last
-            && let Some(content) = &content
-        {
-            reads += 1;
-            let response = Format::of(&file).map_err(|p| vec![p]).and_then(|format| client::read_file(content, format));
-            match response {
-                Ok(mut response) => {
-                    response.nonce = reads.to_string();
-                    if response.type_url.is_empty() {
-                        response.type_url = kind.url().into();
-                    }
-                    source.engine.borrow_mut().on_response(response, Instant::now());
-                }
-                Err(problems) => {
-                    let text = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                    tracing::warn!(target: "config", "{}: {text}", config.path);
-                    count_failure(&control, &source);
-                }
-            }
-            last = Some(content.clone());
-        }
-        loop {
-            let event = source.engine.borrow_mut().poll_event();
-            match event {
-                Some(event) => handle(&control, &source, event),
-                None => break,
-            }
-        }
-        // A file is asked nothing.
-        while source.engine.borrow_mut().poll_request(Instant::now()).is_some() {}
-        let timeout = source.engine.borrow().poll_timeout();
-        let sleep = async {
-            match timeout {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = changes.notified() => {}
-            () = source.changed.notified() => last = None,
-            () = sleep => source.engine.borrow_mut().on_timeout(Instant::now()),
-        }
     }
 }
