@@ -28,7 +28,7 @@ impl Discoveries {
     pub fn follow(&self, control: &Rc<Control>) {
         let store = control.store.borrow();
         let mut running = self.running.borrow_mut();
-        running.retain(|_, r| store.all_clusters().any(|cluster| Arc::ptr_eq(&cluster.info, &r.info)));
+        running.retain(|_, r| store.holds(&r.info));
         for cluster in store.all_clusters() {
             let name = &cluster.info.config.name;
             let (Discovery::StrictDns(dns) | Discovery::LogicalDns(dns)) = &cluster.info.config.discovery else {

@@ -162,10 +162,7 @@ impl Xds {
             ResourceType::Runtime => "runtime".into(),
             ResourceType::Endpoint => {
                 let store = control.store.borrow();
-                let found = store
-                    .all_clusters()
-                    .find(|c| matches!(&c.info.config.discovery, Discovery::Eds(eds) if eds.service_name == name));
-                found.map_or_else(|| format!("cluster.{name}"), |c| c.info.stat_prefix.to_string())
+                store.stat_prefix_of_service(name).map_or_else(|| format!("cluster.{name}"), str::to_owned)
             }
             ResourceType::RouteConfiguration => {
                 let prefix = control.store.borrow().http_prefix_of_routes(name).to_owned();

@@ -11,7 +11,7 @@ use crate::{
     network::RouteSlots,
     observe::access_log::LogWriter,
     route::RouteTable,
-    upstream::{Cluster, ClusterTable, Names},
+    upstream::{Cluster, ClusterInfo, ClusterTable, Names},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -54,6 +54,8 @@ pub struct Store {
     pub clusters: BTreeMap<String, Entry<Cluster>>,
     /// Clusters whose hosts are not known yet; those of the same name above serve on meanwhile.
     pub warming_clusters: BTreeMap<String, Entry<Cluster>>,
+    /// Names of clusters, by the service name under which their hosts are known.
+    services: BTreeMap<String, BTreeSet<String>>,
     /// In the order in which they came.
     pub listeners: Vec<(String, Entry<Listener>)>,
     /// Listeners whose routes are not there yet; those of the same name above serve on meanwhile.
@@ -88,6 +90,7 @@ impl Store {
             tables: BTreeMap::new(),
             clusters: BTreeMap::new(),
             warming_clusters: BTreeMap::new(),
+            services: BTreeMap::new(),
             listeners: Vec::new(),
             warming_listeners: BTreeMap::new(),
             failures: BTreeMap::new(),
@@ -131,13 +134,17 @@ impl Store {
         let mut cluster = Cluster::compile(id, Arc::new(config), self.bind.as_ref(), origin != Origin::Static);
         let is_warm = match &cluster.info.config.discovery {
             Discovery::StrictDns(_) | Discovery::LogicalDns(_) => false,
-            Discovery::Eds(eds) => match self.assignments.get(&eds.service_name) {
-                Some(assignment) => {
-                    cluster = cluster.with_assignment(assignment);
-                    true
+            Discovery::Eds(eds) => {
+                let service = eds.service_name.clone();
+                self.services.entry(service.clone()).or_default().insert(name.clone());
+                match self.assignments.get(&service) {
+                    Some(assignment) => {
+                        cluster = cluster.with_assignment(assignment);
+                        true
+                    }
+                    None => self.timed_out.contains(&(ResourceType::Endpoint, service)),
                 }
-                None => self.timed_out.contains(&(ResourceType::Endpoint, eds.service_name.clone())),
-            },
+            }
             Discovery::Static | Discovery::OriginalDst(_) => true,
         };
         let entry = Entry { value: cluster, bytes: bytes.to_vec(), origin, updated: SystemTime::now() };
@@ -152,8 +159,11 @@ impl Store {
 
     /// Removes a cluster that came over xDS.
     fn remove_cluster(&mut self, name: &str) {
-        self.warming_clusters.retain(|n, entry| n != name || entry.origin == Origin::Static);
-        self.clusters.retain(|n, entry| n != name || entry.origin == Origin::Static);
+        if self.cluster_entries(name).any(|entry| entry.origin == Origin::Static) {
+            return;
+        }
+        self.warming_clusters.remove(name);
+        self.clusters.remove(name);
     }
 
     /// Gives a cluster the hosts that were found for it; with `is_warm` it takes the place of what served meanwhile.
@@ -181,10 +191,27 @@ impl Store {
     }
 
     /// Names of the clusters whose hosts are known by this service name.
-    fn clusters_of(&self, service: &str) -> BTreeSet<String> {
+    fn clusters_of(&self, service: &str) -> Vec<String> {
         let is = |entry: &Entry<Cluster>| matches!(&entry.value.info.config.discovery, Discovery::Eds(eds) if eds.service_name == service);
-        let all = self.clusters.iter().chain(&self.warming_clusters);
-        all.filter(|(_, entry)| is(entry)).map(|(name, _)| name.clone()).collect()
+        // A cluster that was replaced may have another service name now.
+        let named = self.services.get(service).into_iter().flatten();
+        named.filter(|name| self.cluster_entries(name).any(is)).cloned().collect()
+    }
+
+    /// The cluster of this name that is in force, and the one that warms.
+    fn cluster_entries(&self, name: &str) -> impl Iterator<Item = &Entry<Cluster>> {
+        self.clusters.get(name).into_iter().chain(self.warming_clusters.get(name))
+    }
+
+    /// The prefix of the stats of the cluster whose hosts are known by this service name.
+    pub fn stat_prefix_of_service(&self, service: &str) -> Option<&str> {
+        let names = self.services.get(service)?;
+        names.iter().find_map(|name| Some(&*self.cluster_entries(name).next()?.value.info.stat_prefix))
+    }
+
+    /// True if `cluster` is in force or warms.
+    pub fn holds(&self, cluster: &Arc<ClusterInfo>) -> bool {
+        self.cluster_entries(&cluster.config.name).any(|entry| Arc::ptr_eq(&entry.value.info, cluster))
     }
 
     /// Clusters in force and warming.
@@ -337,7 +364,10 @@ impl Store {
         self.timed_out.remove(&(kind, name.to_owned()));
         match kind {
             ResourceType::RouteConfiguration => drop(self.tables.remove(name)),
-            ResourceType::Endpoint => drop(self.assignments.remove(name)),
+            ResourceType::Endpoint => {
+                self.assignments.remove(name);
+                self.services.remove(name);
+            }
             _ => {}
         }
     }
