@@ -1,0 +1,42 @@
+//! What the proxies forward to: one thread a protocol, answering every request at once with the same small response.
+
+use crate::wire::{Connection, Readiness, Session};
+use std::{collections::HashMap, io, net::TcpListener, thread};
+
+const LISTENER: usize = usize::MAX;
+
+/// Serves `S` on `port` of localhost until the process ends.
+///
+/// # Errors
+/// The port cannot be had.
+pub fn start<S: Session + Default + 'static>(port: u16) -> io::Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", port))?;
+    listener.set_nonblocking(true)?;
+    thread::Builder::new().name(format!("backend-{port}")).spawn(move || serve::<S>(&listener))?;
+    Ok(())
+}
+
+fn serve<S: Session + Default>(listener: &TcpListener) -> io::Result<()> {
+    let mut readiness = Readiness::new()?;
+    readiness.add(listener, LISTENER)?;
+    let mut connections: HashMap<usize, Connection<S>> = HashMap::new();
+    let mut ready = Vec::new();
+    let mut next = 0;
+    loop {
+        ready.extend(readiness.wait(None)?);
+        for token in ready.drain(..) {
+            if token == LISTENER {
+                while let Ok((stream, _)) = listener.accept() {
+                    let connection = Connection::new(stream, S::default())?;
+                    readiness.add(&connection, next)?;
+                    connections.insert(next, connection);
+                    next += 1;
+                }
+            } else if let Some(connection) = connections.get_mut(&token)
+                && connection.receive().and_then(|_| connection.flush()).is_err()
+            {
+                connections.remove(&token);
+            }
+        }
+    }
+}

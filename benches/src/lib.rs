@@ -1,1 +1,0 @@
-//! Load and micro benches: Weft against its peers in one run.

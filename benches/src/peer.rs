@@ -1,0 +1,90 @@
+//! Which proxies take part, and how each is started: one worker, no access log.
+
+use std::{
+    env, fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Where every proxy listens and where the backends are; the files in `configs/` say the same.
+pub const HTTP1: SocketAddr = local(28080);
+pub const HTTP2: SocketAddr = local(28081);
+pub const HTTP1_BACKEND: SocketAddr = local(28090);
+pub const HTTP2_BACKEND: SocketAddr = local(28091);
+
+const fn local(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+pub struct Peer {
+    pub name: &'static str,
+    pub version: String,
+    pub command: Vec<String>,
+    /// It speaks HTTP/2 on both sides.
+    pub http2: bool,
+}
+
+/// All that are installed, Weft first; and the names of those that are not, with where they were looked for.
+pub fn find(weft: &Path, configs: &Path) -> (Vec<Peer>, Vec<String>) {
+    let candidates = [
+        ("weft", Some(weft.to_path_buf()), "envoy.yaml", true),
+        ("envoy", envoy(), "envoy.yaml", true),
+        ("haproxy", in_path("haproxy"), "haproxy.cfg", true),
+        ("nginx", in_path("nginx"), "nginx.conf", false),
+    ];
+    let (mut peers, mut missing) = (Vec::new(), Vec::new());
+    for (name, binary, config, http2) in candidates {
+        let Some(binary) = binary.filter(|path| path.exists()) else {
+            missing.push(name.to_owned());
+            continue;
+        };
+        let binary = binary.display().to_string();
+        let config = configs.join(config).display().to_string();
+        let arguments: &[&str] = match name {
+            "weft" => &["-c", &config, "--concurrency", "1", "-l", "error"],
+            "envoy" => &["-c", &config, "--concurrency", "1", "-l", "error", "--disable-hot-restart"],
+            "haproxy" => &["-db", "-f", &config],
+            _ => &["-c", &config],
+        };
+        let version = match name {
+            // Weft says Envoy's version, for those who ask an Envoy for it.
+            "weft" => env!("CARGO_PKG_VERSION").to_owned(),
+            "envoy" => version(&binary, "--version"),
+            _ => version(&binary, "-v"),
+        };
+        let command = std::iter::once(binary.as_str()).chain(arguments.iter().copied()).map(str::to_owned).collect();
+        peers.push(Peer { name, version, command, http2 });
+    }
+    (peers, missing)
+}
+
+/// The Envoy that the tests run too: `ENVOY`, or the one in the virtual environment `WEFT_VENV`.
+fn envoy() -> Option<PathBuf> {
+    if let Some(path) = env::var_os("ENVOY") {
+        return Some(path.into());
+    }
+    let venv = env::var_os("WEFT_VENV").map_or_else(|| PathBuf::from(".venv"), PathBuf::from);
+    let pythons = fs::read_dir(venv.join("lib")).ok()?;
+    pythons.flatten().map(|python| python.path().join("site-packages/envoy/_bin/envoy")).find(|path| path.exists())
+}
+
+fn in_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    // Debian keeps servers where not everybody's PATH looks.
+    let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
+    folders.map(|folder| folder.join(name)).find(|path| path.exists())
+}
+
+/// The first thing in what `binary` says of itself that looks like a version.
+fn version(binary: &str, flag: &str) -> String {
+    let Ok(output) = Command::new(binary).arg(flag).output() else { return String::new() };
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    let words = text.split(|c: char| c.is_whitespace() || c == '/');
+    words
+        .map(|word| word.split_once('-').map_or(word, |(version, _)| version).trim_start_matches('v'))
+        .find(|word| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit()))
+        .unwrap_or_default()
+        .to_owned()
+}
