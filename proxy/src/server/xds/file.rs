@@ -1,0 +1,71 @@
+//! A source that is a file: read whenever it is put in place, as if it came over a stream.
+
+use super::{Source, count_failure, handle};
+use crate::server::{control::Control, file_watch};
+use std::{
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Instant,
+};
+use tokio::sync::Notify;
+use weft_config::config_source::PathConfigSource;
+use weft_control_api::{ResourceType, client, text::Format};
+
+/// Reads a file whenever it is put in place, as if it came over a stream.
+pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, kind: ResourceType, config: PathConfigSource) {
+    let file = PathBuf::from(&config.path);
+    let changes = Rc::new(Notify::new());
+    let watched =
+        config.watched_directory.as_deref().map(PathBuf::from).or_else(|| file.parent().map(Path::to_path_buf));
+    let _watch = watched.and_then(|directory| file_watch::watch(&directory, changes.clone()));
+    let mut reads = 0u64;
+    let mut last = None;
+    let now = Instant::now();
+    source.engine.borrow_mut().start();
+    source.engine.borrow_mut().on_stream_open(now);
+    loop {
+        let content = std::fs::read(&file).ok();
+        if content != last
+            && let Some(content) = &content
+        {
+            reads += 1;
+            let response = Format::of(&file).map_err(|p| vec![p]).and_then(|format| client::read_file(content, format));
+            match response {
+                Ok(mut response) => {
+                    response.nonce = reads.to_string();
+                    if response.type_url.is_empty() {
+                        response.type_url = kind.url().into();
+                    }
+                    source.engine.borrow_mut().on_response(response, Instant::now());
+                }
+                Err(problems) => {
+                    let text = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                    tracing::warn!(target: "config", "{}: {text}", config.path);
+                    count_failure(&control, &source);
+                }
+            }
+            last = Some(content.clone());
+        }
+        loop {
+            let event = source.engine.borrow_mut().poll_event();
+            match event {
+                Some(event) => handle(&control, &source, event),
+                None => break,
+            }
+        }
+        // A file is asked nothing.
+        while source.engine.borrow_mut().poll_request(Instant::now()).is_some() {}
+        let timeout = source.engine.borrow().poll_timeout();
+        let sleep = async {
+            match timeout {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = changes.notified() => {}
+            () = source.changed.notified() => last = None,
+            () = sleep => source.engine.borrow_mut().on_timeout(Instant::now()),
+        }
+    }
+}
