@@ -2,4 +2,4 @@
 
 pub mod io;
 
-pub use io::Io;
+pub use io::{Io, Meter};

@@ -53,6 +53,8 @@ pub enum ConnectionEvent {
     MaxRequests,
     /// The peer spoke no acceptable HTTP; the connection ends.
     ProtocolError,
+    /// It ends by our doing, for another reason.
+    ClosedByUs,
 }
 
 /// Both codecs' options, for one connection manager.
@@ -86,8 +88,9 @@ pub async fn serve<S: StreamService + 'static>(
             Closed::IdleTimeout => event(ConnectionEvent::IdleTimeout),
             Closed::MaxDuration => event(ConnectionEvent::MaxDuration),
             Closed::MaxRequests => event(ConnectionEvent::MaxRequests),
-            Closed::ProtocolError => event(ConnectionEvent::ProtocolError),
-            Closed::Remote | Closed::Drained | Closed::Local => {}
+            // What was wrong was counted with the request that was rejected.
+            Closed::ProtocolError | Closed::Drained | Closed::Local => event(ConnectionEvent::ClosedByUs),
+            Closed::Remote => {}
         },
     }
 }

@@ -59,8 +59,9 @@ enum Outcome {
 /// Takes the routed request to its end, or says what to answer.
 pub async fn dispatch(stream: &mut Stream, request: &mut Pump, responder: &mut Responder) -> Answer {
     let mut redirects = 0;
+    stream.connection.stats.rq_total.inc();
     loop {
-        let Some(matched) = stream.route.clone() else { return Answer::Done };
+        let Some(matched) = stream.route.clone() else { return no_route(stream) };
         let forward = match &matched.route.action {
             Action::Forward(forward) => forward,
             Action::Redirect(redirect) => {
@@ -95,6 +96,14 @@ pub async fn dispatch(stream: &mut Stream, request: &mut Pump, responder: &mut R
     }
 }
 
+/// There is no route, or only one for TLS.
+fn no_route(stream: &mut Stream) -> Answer {
+    let Some(reply) = stream.no_route.take() else { return Answer::Done };
+    let stats = &stream.connection.stats;
+    if reply.status.is_redirection() { &stats.rq_redirect } else { &stats.no_route }.inc();
+    Answer::Local(reply.by_router())
+}
+
 /// After one route's turn.
 enum Next {
     Answer(Answer),
@@ -120,7 +129,6 @@ async fn forward_request(
     let router = stream.connection.manager.router.clone();
     stream.info.upstream.cluster = Some(cluster.info().observability_name.clone());
     stream.info.upstream.cluster_metadata = cluster.info().metadata.clone();
-    stream.connection.stats.rq_total.inc();
 
     let retry = forward.config.retry.as_ref();
     let policy = TimeoutPolicy {

@@ -44,6 +44,8 @@ pub struct Stream {
     pub response: Option<ResponseHead>,
     pub response_trailers: Option<HeaderMap>,
     pub filters: Vec<Box<dyn HttpFilter>>,
+    /// What the router answers where there is no route.
+    pub no_route: Option<Box<LocalReply>>,
     /// The client is told by the response that its connection will close.
     pub response_started: bool,
     is_tunnel: bool,
@@ -106,6 +108,12 @@ pub async fn reject(connection: Rc<HttpConnection>, bad: BadRequest, mut respond
         }
         _ => {
             stream.info.set_flag(ResponseFlag::DownstreamProtocolError);
+            if stream.request.protocol < Protocol::Http2 {
+                // The connection of HTTP/2 counts its own. HTTP/1 has nothing that would end this request.
+                stats.downstream_cx_protocol_error.inc();
+                stats.downstream_rq_rx_reset.inc();
+                stats.downstream_rq_response_before_rq_complete.inc();
+            }
             if status == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE {
                 stats.downstream_rq_too_large.inc();
             }
@@ -142,6 +150,7 @@ impl Stream {
             response: None,
             response_trailers: None,
             filters: Vec::new(),
+            no_route: None,
             response_started: false,
             is_tunnel: false,
             connection,
@@ -231,7 +240,7 @@ impl Stream {
             }
         }
         self.info.stream_id = self.request.headers.get(REQUEST_ID).map(|id| Bytes::copy_from_slice(id.as_bytes()));
-        self.find_route()?;
+        self.no_route = self.find_route().err();
         self.check_upgrade(request)?;
         self.apply_route_timeouts();
         Ok(())
@@ -260,8 +269,7 @@ impl Stream {
         let Some(table) = &self.table else {
             // The route configuration has not come yet, or is gone.
             self.info.set_flag(ResponseFlag::NoRouteFound);
-            connection.stats.no_route.inc();
-            return Err(LocalReply::new(StatusCode::NOT_FOUND, "", "route_configuration_not_found").into());
+            return Err(LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found").into());
         };
         let runtime = connection.thread.runtime();
         let context = MatchContext {
@@ -282,12 +290,10 @@ impl Stream {
             RouteOutcome::TlsRedirect(location) => {
                 let mut reply = LocalReply::new(StatusCode::MOVED_PERMANENTLY, "", "direct_response");
                 reply.headers.insert(header::LOCATION, location);
-                connection.stats.rq_redirect.inc();
                 Err(reply.into())
             }
             RouteOutcome::NoVirtualHost | RouteOutcome::NoRoute => {
                 self.info.set_flag(ResponseFlag::NoRouteFound);
-                connection.stats.no_route.inc();
                 Err(LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found").into())
             }
         }

@@ -11,6 +11,7 @@ use crate::{
         stats::{ConnectionManagerStats, ListenerHttpStats},
     },
     route::RouteTable,
+    transport::Meter,
 };
 use std::{cell::Cell, future::Future, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 use weft_config::{
@@ -155,7 +156,8 @@ impl Terminal for Active {
     fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(async move {
             let Connection { io, info, drain, thread, dynamic_metadata } = connection;
-            let counted = Counted::new(self.stats.clone());
+            let counted = Rc::new(Counted::new(self.stats.clone()));
+            let io = io.metered(counted.clone());
             let connection = HttpConnection::new(
                 thread,
                 self.manager.clone(),
@@ -213,8 +215,19 @@ impl Counted {
             ConnectionEvent::MaxDuration => stats.downstream_cx_max_duration_reached.inc(),
             ConnectionEvent::MaxRequests => stats.downstream_cx_max_requests_reached.inc(),
             ConnectionEvent::ProtocolError => stats.downstream_cx_protocol_error.inc(),
+            ConnectionEvent::ClosedByUs => {}
         }
         self.closed_by_us.set(true);
+    }
+}
+
+impl Meter for Counted {
+    fn received(&self, bytes: usize) {
+        self.stats.downstream_cx_rx_bytes_total.add(bytes as u64);
+    }
+
+    fn sent(&self, bytes: usize) {
+        self.stats.downstream_cx_tx_bytes_total.add(bytes as u64);
     }
 }
 

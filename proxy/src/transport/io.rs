@@ -6,7 +6,8 @@ use bytes::Bytes;
 use std::{
     io::{self, IoSlice},
     pin::Pin,
-    task::{Context, Poll},
+    rc::Rc,
+    task::{Context, Poll, ready},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -24,12 +25,25 @@ pub enum Io {
     Boxed(Box<dyn Carrier>),
     /// Bytes that were read ahead come first.
     Prefixed(Bytes, Box<Io>),
+    /// What passes is counted.
+    Metered(Rc<dyn Meter>, Box<Io>),
+}
+
+/// Counts the bytes of a connection.
+pub trait Meter {
+    fn received(&self, bytes: usize);
+    fn sent(&self, bytes: usize);
 }
 
 impl Io {
     /// The same connection with `prefix` in front of what is still to be read.
     pub fn with_prefix(self, prefix: Bytes) -> Self {
         if prefix.is_empty() { self } else { Self::Prefixed(prefix, Box::new(self)) }
+    }
+
+    /// The same connection with `meter` counting from here on.
+    pub fn metered(self, meter: Rc<dyn Meter>) -> Self {
+        Self::Metered(meter, Box::new(self))
     }
 
     /// The same in place.
@@ -46,6 +60,7 @@ impl Io {
             Self::Tcp(s) => s.poll_read_ready(cx),
             Self::Unix(s) => s.poll_read_ready(cx),
             Self::Boxed(_) | Self::Prefixed(..) => Poll::Ready(Ok(())),
+            Self::Metered(_, s) => s.poll_read_ready(cx),
         }
     }
 }
@@ -65,7 +80,7 @@ macro_rules! each {
                 let $s = Pin::new(s);
                 $call
             }
-            Io::Prefixed(_, s) => {
+            Io::Prefixed(_, s) | Io::Metered(_, s) => {
                 let $s = Pin::new(&mut **s);
                 $call
             }
@@ -89,20 +104,36 @@ impl AsyncRead for Io {
                 *self = *inner;
             }
         }
+        if let Io::Metered(meter, inner) = &mut *self {
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut **inner).poll_read(cx, buf))?;
+            meter.received(buf.filled().len() - before);
+            return Poll::Ready(Ok(()));
+        }
         each!(self, s => s.poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for Io {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Io::Metered(meter, inner) = &mut *self {
+            let written = ready!(Pin::new(&mut **inner).poll_write(cx, buf))?;
+            meter.sent(written);
+            return Poll::Ready(Ok(written));
+        }
         each!(self, s => s.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Io::Metered(meter, inner) = &mut *self {
+            let written = ready!(Pin::new(&mut **inner).poll_write_vectored(cx, bufs))?;
+            meter.sent(written);
+            return Poll::Ready(Ok(written));
+        }
         each!(self, s => s.poll_write_vectored(cx, bufs))
     }
 
@@ -110,7 +141,7 @@ impl AsyncWrite for Io {
         match self {
             Self::Tcp(_) | Self::Unix(_) => true,
             Self::Boxed(s) => s.is_write_vectored(),
-            Self::Prefixed(_, s) => s.is_write_vectored(),
+            Self::Prefixed(_, s) | Self::Metered(_, s) => s.is_write_vectored(),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::{
     base::{ConnectionInfo, ResetReason, Side, StreamError},
     http::{h1, h2},
     observe::stats::Registry,
+    transport::Meter,
 };
 use std::{cell::OnceCell, rc::Rc, sync::Arc, sync::atomic::Ordering::Relaxed};
 use weft_config::{
@@ -141,6 +142,16 @@ impl Shared {
                 Err(StreamError::new(Side::Upstream, ResetReason::ConnectionTimeout, "").retry_safe())
             }
         }
+    }
+}
+
+impl Meter for Shared {
+    fn received(&self, bytes: usize) {
+        self.stats().upstream_cx_rx_bytes_total.add(bytes as u64);
+    }
+
+    fn sent(&self, bytes: usize) {
+        self.stats().upstream_cx_tx_bytes_total.add(bytes as u64);
     }
 }
 

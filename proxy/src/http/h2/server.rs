@@ -58,7 +58,11 @@ pub async fn serve<S: StreamService>(
             let mut connection = Connection::new(h2, wire.clone(), options.clone(), drain.watch(), &event);
             let serve = |request, body, responder| Either::Left(service.serve(request, body, responder));
             let reject = |bad, responder| Either::Right(service.reject(bad, responder));
-            connection.run(serve, reject).await
+            let linger = connection.run(serve, reject).await;
+            if connection.stage != Stage::Open {
+                event(ConnectionEvent::ClosedByUs);
+            }
+            linger
         }
         Ok(Err(e)) => {
             if e.get_io().is_none() {

@@ -45,6 +45,7 @@ impl Client {
     /// Speaks HTTP on a new connection until it ends.
     pub async fn run(pool: Rc<Pool>, connected: Connected, tally: Tally) {
         let Connected { io, local, remote } = connected;
+        let io = io.metered(pool.shared().clone());
         let name = match pool.key.protocol {
             Protocol::Http1 => "HTTP/1.1",
             Protocol::Http2 => "HTTP/2",
