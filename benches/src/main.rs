@@ -60,6 +60,9 @@ struct Options {
     /// The Weft binary to measure
     #[arg(long)]
     weft: Option<PathBuf>,
+    /// Another Weft binary to measure beside it: what a change brings
+    #[arg(long)]
+    baseline: Option<PathBuf>,
 }
 
 /// How long things take.
@@ -110,7 +113,7 @@ fn run(options: &Options) -> Result<bool, String> {
         Some(path) => path.clone(),
         None => std::env::current_exe().map_err(|e| e.to_string())?.with_file_name("weft"),
     };
-    let (mut peers, missing) = peer::find(&weft, &here.join("configs"));
+    let (mut peers, missing) = peer::find(&weft, options.baseline.as_deref(), &here.join("configs"));
     for name in missing {
         println!("not installed, left out: {name}");
     }

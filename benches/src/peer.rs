@@ -25,8 +25,9 @@ pub struct Peer {
     pub http2: bool,
 }
 
-/// All that are installed, Weft first; and the names of those that are not, with where they were looked for.
-pub fn find(weft: &Path, configs: &Path) -> (Vec<Peer>, Vec<String>) {
+/// All that are installed, Weft first; and the names of those that are not. `baseline` is another Weft.
+pub fn find(weft: &Path, baseline: Option<&Path>, configs: &Path) -> (Vec<Peer>, Vec<String>) {
+    let baseline = baseline.map(|path| ("baseline", Some(path.to_path_buf()), "envoy.yaml", true));
     let candidates = [
         ("weft", Some(weft.to_path_buf()), "envoy.yaml", true),
         ("envoy", envoy(), "envoy.yaml", true),
@@ -34,7 +35,7 @@ pub fn find(weft: &Path, configs: &Path) -> (Vec<Peer>, Vec<String>) {
         ("nginx", in_path("nginx"), "nginx.conf", false),
     ];
     let (mut peers, mut missing) = (Vec::new(), Vec::new());
-    for (name, binary, config, http2) in candidates {
+    for (name, binary, config, http2) in candidates.into_iter().chain(baseline) {
         let Some(binary) = binary.filter(|path| path.exists()) else {
             missing.push(name.to_owned());
             continue;
@@ -42,14 +43,14 @@ pub fn find(weft: &Path, configs: &Path) -> (Vec<Peer>, Vec<String>) {
         let binary = binary.display().to_string();
         let config = configs.join(config).display().to_string();
         let arguments: &[&str] = match name {
-            "weft" => &["-c", &config, "--concurrency", "1", "-l", "error"],
+            "weft" | "baseline" => &["-c", &config, "--concurrency", "1", "-l", "error"],
             "envoy" => &["-c", &config, "--concurrency", "1", "-l", "error", "--disable-hot-restart"],
             "haproxy" => &["-db", "-f", &config],
             _ => &["-c", &config],
         };
         let version = match name {
             // Weft says Envoy's version, for those who ask an Envoy for it.
-            "weft" => env!("CARGO_PKG_VERSION").to_owned(),
+            "weft" | "baseline" => env!("CARGO_PKG_VERSION").to_owned(),
             "envoy" => version(&binary, "--version"),
             _ => version(&binary, "-v"),
         };

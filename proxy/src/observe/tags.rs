@@ -4,7 +4,7 @@
 //! Called when stats are printed for Prometheus (and for sinks that know tags). Every extractor looks at the full name; what
 //! they take is cut out together in the end.
 
-use regex::Regex;
+use regex::{Regex, bytes};
 use std::{ops::Range, sync::OnceLock};
 use weft_config::bootstrap::{StatsConfig, TagValue};
 
@@ -31,10 +31,14 @@ struct Extractor {
 
 enum Rule {
     Fixed(String),
-    /// Group 1 is cut out, group 2 (or 1) is the value. Names without `contains` need no look.
-    Regex {
-        regex: Regex,
+    /// Group 1 is cut out, group 2 (or 1) is the value.
+    Regex(Regex),
+    /// The same out of [`DEFAULTS`]. Names without `contains` need no look. Built when the first name needs one: all of
+    /// them together take longer and more memory than the rest of the start.
+    Default {
+        pattern: &'static str,
         contains: &'static str,
+        regex: OnceLock<bytes::Regex>,
     },
     Tokens(&'static str),
 }
@@ -117,16 +121,16 @@ impl TagExtractors {
                     DEFAULTS.iter().filter(|(name, ..)| *name == tag.name).for_each(|default| out.add_default(default));
                     continue;
                 }
-                TagValue::Regex(regex) => Rule::Regex { regex: regex.clone(), contains: "" },
+                TagValue::Regex(regex) => Rule::Regex(regex.clone()),
                 TagValue::Fixed(value) => Rule::Fixed(value.clone()),
             };
             let extractor = Extractor { name: tag.name.clone(), rule };
             match &extractor.rule {
-                Rule::Regex { regex, .. } => match first_word(regex.as_str()) {
+                Rule::Regex(regex) => match first_word(regex.as_str()) {
                     Some(word) => out.by_first_word.push((word, extractor)),
                     None => out.general.push(extractor),
                 },
-                Rule::Fixed(_) | Rule::Tokens(_) => out.general.push(extractor),
+                Rule::Default { .. } | Rule::Fixed(_) | Rule::Tokens(_) => out.general.push(extractor),
             }
         }
         out
@@ -135,8 +139,7 @@ impl TagExtractors {
     fn add_default(&mut self, (name, pattern, contains): &'static (&str, &str, &str)) {
         let name = (*name).to_owned();
         if pattern.contains('(') {
-            let regex = Regex::new(&expand(pattern)).expect("the table's patterns are tested");
-            let extractor = Extractor { name, rule: Rule::Regex { regex, contains } };
+            let extractor = Extractor { name, rule: Rule::Default { pattern, contains, regex: OnceLock::new() } };
             match first_word(pattern) {
                 Some(word) => self.by_first_word.push((word, extractor)),
                 None => self.general.push(extractor),
@@ -164,8 +167,15 @@ impl TagExtractors {
             }
             let (value, cut) = match rule {
                 Rule::Fixed(value) => (value.as_str(), None),
-                Rule::Regex { contains, .. } if !name.contains(contains) => continue,
-                Rule::Regex { regex, .. } => {
+                Rule::Default { contains, .. } if !name.contains(contains) => continue,
+                Rule::Default { pattern, regex, .. } => {
+                    let regex = regex.get_or_init(|| build(pattern));
+                    let Some(captures) = regex.captures(name.as_bytes()) else { continue };
+                    let Some(cut) = captures.get(1) else { continue };
+                    let Some(value) = name.get(captures.get(2).unwrap_or(cut).range()) else { continue };
+                    (value, Some(cut.range()))
+                }
+                Rule::Regex(regex) => {
                     let Some(captures) = regex.captures(name) else { continue };
                     let Some(cut) = captures.get(1) else { continue };
                     (captures.get(2).unwrap_or(cut).as_str(), Some(cut.range()))
@@ -219,6 +229,11 @@ fn first_word(pattern: &str) -> Option<String> {
     let word = pattern.strip_prefix('^')?;
     let end = word.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
     Some(word[..end].to_owned()).filter(|word| !word.is_empty() && pattern[end + 1..].starts_with(r"\."))
+}
+
+/// Classes mean ASCII, as they do to Envoy; that also keeps them small.
+fn build(pattern: &str) -> bytes::Regex {
+    bytes::RegexBuilder::new(&expand(pattern)).unicode(false).build().expect("the table's patterns are tested")
 }
 
 fn expand(pattern: &str) -> String {
@@ -297,6 +312,14 @@ mod tests {
         ] {
             assert_eq!(extract(name), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn every_pattern_is_valid() {
+        DEFAULTS
+            .iter()
+            .filter(|(_, pattern, _)| pattern.contains('('))
+            .for_each(|(_, pattern, _)| drop(build(pattern)));
     }
 
     #[test]
