@@ -3,7 +3,7 @@
 use crate::{
     Address, Context,
     access_log::AccessLog,
-    address::{CidrRange, SocketOption, TcpKeepalive},
+    address::{CidrRange, Protocol, SocketOption, TcpKeepalive},
     http_connection_manager::FilterConfig,
     metadata::{self, Metadata},
 };
@@ -47,6 +47,10 @@ pub struct Listener {
     pub max_connections_to_accept_per_socket_event: Option<u32>,
     pub bind_to_port: bool,
     pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Sockets of MPTCP.
+    pub enable_mptcp: bool,
+    /// The deprecated way to ask for the PROXY protocol: the first chain's `use_proxy_proto`.
+    pub use_proxy_proto: bool,
 }
 
 pub use core::TrafficDirection;
@@ -57,6 +61,8 @@ pub struct ListenerAddress {
     pub address: Address,
     /// In place of the listener's own.
     pub socket_options: Option<Vec<SocketOption>>,
+    /// In place of the listener's own.
+    pub tcp_keepalive: Option<TcpKeepalive>,
 }
 
 /// A filter that sees a connection before its chain is chosen.
@@ -97,7 +103,7 @@ pub struct NetworkFilter {
 }
 
 /// What a chain asks of a connection; empty lists ask nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FilterChainMatch {
     pub destination_port: Option<u16>,
     pub prefix_ranges: Vec<CidrRange>,
@@ -163,7 +169,6 @@ impl Listener {
             per_connection_buffer_high_watermark_timeout.is_some(),
         );
         cx.unsupported_if("udp_listener_config", udp_listener_config.is_some());
-        cx.unsupported_if("enable_mptcp", enable_mptcp);
         cx.unsupported_if("internal_listener", listener_specifier.is_some());
         // The kernel balances over REUSEPORT sockets; what asks for another way gets the same service.
         cx.ignored_if("connection_balance_config", connection_balance_config.is_some());
@@ -172,16 +177,18 @@ impl Listener {
         let is_api_listener = api_listener.is_some();
         let mut addresses = Vec::new();
         match address {
-            Some(p) => addresses.extend(
-                cx.field("address", |cx| Address::from_proto(p, cx))
-                    .map(|address| ListenerAddress { address, socket_options: None }),
-            ),
+            Some(p) => {
+                addresses.extend(cx.field("address", |cx| Address::from_proto(p, cx)).map(|address| ListenerAddress {
+                    address,
+                    socket_options: None,
+                    tcp_keepalive: None,
+                }))
+            }
             None if is_api_listener => {}
             None => cx.problem_at("address", "is required"),
         }
         addresses.extend(cx.elements("additional_addresses", additional_addresses, |cx, p| {
             let pb::AdditionalAddress { address, socket_options, tcp_keepalive } = p;
-            cx.unsupported_if("tcp_keepalive", tcp_keepalive.is_some());
             let address = cx.required("address", address)?;
             Some(ListenerAddress {
                 address: cx.field("address", |cx| Address::from_proto(address, cx))?,
@@ -190,33 +197,39 @@ impl Listener {
                         cx.elements("socket_options", p.socket_options, |cx, p| SocketOption::from_proto(p, cx))
                     })
                 }),
+                tcp_keepalive: tcp_keepalive.map(TcpKeepalive::from_proto),
             })
         }));
+        for (i, address) in addresses.iter().enumerate() {
+            let field = match i.checked_sub(1) {
+                None => "address".to_owned(),
+                Some(i) => format!("additional_addresses[{i}].address"),
+            };
+            match &address.address {
+                Address::Socket(socket) if socket.protocol == Protocol::Udp => {
+                    cx.problem_at(&field, "UDP is not supported");
+                }
+                Address::Socket(socket) => {
+                    cx.field(&field, |cx| cx.field("socket_address", |cx| socket.required_ip(cx)));
+                }
+                Address::Pipe(_) if enable_mptcp => {
+                    cx.problem_at("enable_mptcp", "can only be used with IP addresses");
+                }
+                Address::Pipe(_) => {}
+                Address::Internal(_) => cx.problem_at(&field, "found an internal address, which cannot be listened on"),
+            }
+        }
         if filter_chains.is_empty() && default_filter_chain.is_none() && !is_api_listener {
             cx.problem("no filter chains specified");
         }
+        let use_proxy_proto = match filter_chains.first().or(default_filter_chain.as_ref()) {
+            Some(first) => first.use_proxy_proto.unwrap_or(false),
+            None => false,
+        };
         let filter_chains = cx.elements("filter_chains", filter_chains, |cx, p| FilterChain::from_proto(p, cx));
-        for (i, chain) in filter_chains.iter().enumerate() {
-            let before = &filter_chains[..i];
-            if !chain.name.is_empty() && before.iter().any(|other| other.name == chain.name) {
-                cx.element("filter_chains", i, |cx| {
-                    cx.problem_at("name", format!("found {:?} a second time", chain.name))
-                });
-            }
-            if before.iter().any(|other| other.matching == chain.matching) {
-                cx.element("filter_chains", i, |cx| {
-                    cx.problem_at("filter_chain_match", "has the same matching rules as an earlier chain")
-                });
-            }
-        }
+        // What a default chain matches is never asked.
         let default_filter_chain =
             default_filter_chain.and_then(|p| cx.field("default_filter_chain", |cx| FilterChain::from_proto(p, cx)));
-        if default_filter_chain.as_ref().is_some_and(|chain| chain.matching != FilterChainMatch::default()) {
-            cx.problem_at(
-                "default_filter_chain.filter_chain_match",
-                "is ignored by a default chain and must not be set",
-            );
-        }
         let deprecated_bind = deprecated_v1.and_then(|v1| v1.bind_to_port);
         Some(Self {
             name,
@@ -247,12 +260,40 @@ impl Listener {
             max_connections_to_accept_per_socket_event,
             bind_to_port: bind_to_port.or(deprecated_bind).unwrap_or(true) && !is_api_listener,
             tcp_keepalive: tcp_keepalive.map(TcpKeepalive::from_proto),
+            enable_mptcp,
+            use_proxy_proto,
         })
     }
 
     /// All chains, the default one last.
     pub fn chains(&self) -> impl Iterator<Item = &FilterChain> {
         self.filter_chains.iter().chain(&self.default_filter_chain)
+    }
+}
+
+/// What of a listener's chains an update leaves as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unchanged {
+    /// For each new chain the old one that is the same.
+    pub chains: Vec<Option<usize>>,
+    /// The default chain is the same.
+    pub default_chain: bool,
+}
+
+impl Unchanged {
+    /// Compares two versions of a listener. `None` if more than chains differ: the listener as a whole is then new.
+    pub fn between(old: &pb::Listener, new: &pb::Listener) -> Option<Self> {
+        let without_chains =
+            |p: &pb::Listener| pb::Listener { filter_chains: Vec::new(), default_filter_chain: None, ..p.clone() };
+        let first = |p: &pb::Listener| p.filter_chains.first().is_some_and(|chain| chain.use_proxy_proto == Some(true));
+        if new.filter_chains.is_empty() || first(old) != first(new) || without_chains(old) != without_chains(new) {
+            return None;
+        }
+        let same = |chain| old.filter_chains.iter().position(|other| other == chain);
+        Some(Self {
+            chains: new.filter_chains.iter().map(same).collect(),
+            default_chain: old.default_filter_chain == new.default_filter_chain,
+        })
     }
 }
 
@@ -310,13 +351,13 @@ impl FilterChain {
         let pb::FilterChain {
             filter_chain_match,
             filters,
-            use_proxy_proto,
+            // Read of the first chain, for the listener as a whole.
+            use_proxy_proto: _,
             metadata,
             transport_socket,
             transport_socket_connect_timeout,
             name,
         } = p;
-        cx.unsupported_if("use_proxy_proto", use_proxy_proto == Some(true));
         if let Some(core::TransportSocket { name: _, config_type }) = transport_socket {
             let Some(core::transport_socket::ConfigType::TypedConfig(any)) = config_type else {
                 cx.problem_at("transport_socket.typed_config", "is required");
@@ -397,7 +438,7 @@ impl FilterChainMatch {
             source_ports: cx.elements("source_ports", source_ports, |cx, p| port(cx, "", p)),
             server_names: cx.elements("server_names", server_names, |cx, name| {
                 if name == "*" || (name.contains('*') && (!name.starts_with("*.") || name[1..].contains('*'))) {
-                    cx.problem(format!("found {name:?}: partial wildcards are not supported in server_names"));
+                    cx.problem(format!("found {name:?}: partial wildcards are not supported in \"server_names\""));
                     return None;
                 }
                 Some(name.to_ascii_lowercase())
@@ -414,5 +455,36 @@ impl FilterChainMatch {
             (None, _) | (_, None) => SourceType::SameIpOrLoopback,
             _ => SourceType::External,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(name: &str, port: u32) -> pb::FilterChain {
+        pb::FilterChain {
+            name: name.into(),
+            filter_chain_match: Some(pb::FilterChainMatch { destination_port: Some(port), ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn only_chains_changed() {
+        let old = pb::Listener { filter_chains: vec![chain("a", 1), chain("b", 2)], ..Default::default() };
+        let new = pb::Listener { filter_chains: vec![chain("b", 2), chain("a", 3)], ..Default::default() };
+        let unchanged = Unchanged { chains: vec![Some(1), None], default_chain: true };
+        assert_eq!(Unchanged::between(&old, &new), Some(unchanged));
+        assert_eq!(Unchanged::between(&old, &pb::Listener { stat_prefix: "x".into(), ..new }), None);
+    }
+
+    #[test]
+    fn predicates() {
+        let range = Predicate::DestinationPort(10, 12);
+        let not = Predicate::Not(Box::new(Predicate::Or(vec![range.clone(), Predicate::DestinationPort(1, 2)])));
+        assert!(range.holds(Some(11)) && !range.holds(Some(12)) && !range.holds(None));
+        assert!(not.holds(Some(2)) && !not.holds(Some(1)));
+        assert!(Predicate::And(vec![Predicate::Any, range]).holds(Some(10)));
     }
 }

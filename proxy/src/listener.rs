@@ -3,9 +3,11 @@
 //! The control thread compiles and binds ([`Listener`]); each worker accepts for itself ([`Listeners`]).
 
 mod accept;
+mod active;
 mod chain_match;
 mod client_hello;
 mod compiled;
+mod connection;
 mod filters;
 mod proxy_header;
 mod sockets;
@@ -14,4 +16,3 @@ mod stats;
 pub use accept::Listeners;
 pub use compiled::{Chain, CompileContext, Listener};
 pub use sockets::Sockets;
-pub use stats::ListenerManagerStats;

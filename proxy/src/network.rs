@@ -2,19 +2,25 @@
 //!
 //! Adding one is its file and one line in [`TABLE`].
 
+pub mod connection_limit;
 pub mod direct_response;
 pub mod echo;
 pub mod http_connection_manager;
+pub mod sni_cluster;
 pub mod tcp_proxy;
 
 use crate::{
     base::{ConnectionInfo, Drain},
     http::{Thread, thread::RouteSlot},
-    observe::{access_log::LogWriter, stream_info::Metadata},
+    observe::{
+        StreamInfo,
+        access_log::LogWriter,
+        stream_info::{FilterState, Metadata},
+    },
     transport::Io,
     upstream::Names,
 };
-use std::{collections::HashMap, future::Future, pin::Pin, rc::Rc, sync::Arc};
+use std::{any::Any as Guard, cell::Cell, collections::HashMap, future::Future, pin::Pin, rc::Rc, sync::Arc};
 use weft_config::{
     Context, config_source::ConfigSource, http_connection_manager::FilterConfig, listener::NetworkFilter as Config,
 };
@@ -29,7 +35,14 @@ pub struct Connection {
     pub thread: Rc<Thread>,
     /// What listener filters found.
     pub dynamic_metadata: Metadata,
+    /// What filters leave for those after them.
+    pub filter_state: foldhash::HashMap<Box<str>, FilterState>,
+    /// Where a terminal filter that keeps facts of the whole connection leaves them at its end; `None` if nobody asks.
+    pub facts: Option<FactsSlot>,
 }
+
+/// A place for a connection's facts, read by the listener's access log.
+pub type FactsSlot = Rc<Cell<Option<Box<StreamInfo>>>>;
 
 /// What filters need to know of their listener.
 #[derive(Clone, Debug)]
@@ -109,28 +122,112 @@ pub trait Terminal {
     fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>>;
 }
 
+/// A non-terminal filter's compiled configuration, shared by all workers.
+pub trait GateFilter: Send + Sync {
+    /// One worker's part: its stats, options and caches.
+    fn activate(self: Arc<Self>, thread: &Rc<Thread>) -> Rc<dyn Gate>;
+}
+
+/// One worker's part of a filter that decides about a connection before the terminal filter runs it.
+pub trait Gate {
+    /// Asked once a connection, in the order of the chain.
+    fn admit<'a>(&'a self, connection: &'a mut Connection) -> Pin<Box<dyn Future<Output = Admission> + 'a>>;
+}
+
+/// A gate's answer.
+pub enum Admission {
+    Pass,
+    /// Pass, and drop this when the connection ends.
+    Hold(Box<dyn Guard>),
+    Close,
+}
+
+/// A chain's compiled filters.
+pub struct Filters {
+    gates: Vec<Arc<dyn GateFilter>>,
+    terminal: Arc<dyn NetworkFilter>,
+}
+
+/// One worker's part of a chain's filters.
+pub struct ActiveFilters {
+    gates: Vec<Rc<dyn Gate>>,
+    terminal: Rc<dyn Terminal>,
+}
+
+impl Filters {
+    pub fn activate(&self, thread: &Rc<Thread>) -> ActiveFilters {
+        ActiveFilters {
+            gates: self.gates.iter().map(|gate| gate.clone().activate(thread)).collect(),
+            terminal: self.terminal.clone().activate(thread),
+        }
+    }
+}
+
+impl ActiveFilters {
+    /// Runs a connection to its end. Dropping the future closes it.
+    pub async fn serve(&self, mut connection: Connection) {
+        let mut held = Vec::new();
+        for gate in &self.gates {
+            match gate.admit(&mut connection).await {
+                Admission::Pass => {}
+                Admission::Hold(guard) => held.push(guard),
+                Admission::Close => return,
+            }
+        }
+        self.terminal.clone().serve(connection).await;
+    }
+}
+
 /// How a filter's configuration is read.
 struct Factory {
+    /// Envoy's name for it.
+    name: &'static str,
     /// Full name of the configuration's message type.
     type_name: &'static str,
-    compile: fn(&Any, &mut CompileContext<'_>, &mut Context) -> Option<Arc<dyn NetworkFilter>>,
+    compile: Compile,
+}
+
+type CompileFn<T> = fn(&Any, &mut CompileContext<'_>, &mut Context) -> Option<Arc<T>>;
+
+enum Compile {
+    Gate(CompileFn<dyn GateFilter>),
+    Terminal(CompileFn<dyn NetworkFilter>),
 }
 
 /// Every network filter there is.
 const TABLE: &[Factory] = &[
-    Factory { type_name: http_connection_manager::TYPE, compile: http_connection_manager::compile },
-    Factory { type_name: tcp_proxy::TYPE, compile: tcp_proxy::compile },
-    Factory { type_name: echo::TYPE, compile: echo::compile },
-    Factory { type_name: direct_response::TYPE, compile: direct_response::compile },
+    Factory {
+        name: "envoy.filters.network.http_connection_manager",
+        type_name: http_connection_manager::TYPE,
+        compile: Compile::Terminal(http_connection_manager::compile),
+    },
+    Factory {
+        name: "envoy.filters.network.tcp_proxy",
+        type_name: tcp_proxy::TYPE,
+        compile: Compile::Terminal(tcp_proxy::compile),
+    },
+    Factory {
+        name: "envoy.filters.network.connection_limit",
+        type_name: connection_limit::TYPE,
+        compile: Compile::Gate(connection_limit::compile),
+    },
+    Factory {
+        name: "envoy.filters.network.sni_cluster",
+        type_name: sni_cluster::TYPE,
+        compile: Compile::Gate(sni_cluster::compile),
+    },
+    Factory { name: "envoy.filters.network.echo", type_name: echo::TYPE, compile: Compile::Terminal(echo::compile) },
+    Factory {
+        name: "envoy.filters.network.direct_response",
+        type_name: direct_response::TYPE,
+        compile: Compile::Terminal(direct_response::compile),
+    },
 ];
 
 /// Compiles a chain's filters; `None` with problems reported, or if there are none (the connection is then closed).
-pub fn compile(
-    filters: &[Config],
-    compile: &mut CompileContext<'_>,
-    cx: &mut Context,
-) -> Option<Arc<dyn NetworkFilter>> {
+pub fn compile(filters: &[Config], compile: &mut CompileContext<'_>, cx: &mut Context) -> Option<Filters> {
     let last = filters.len().checked_sub(1)?;
+    let mut gates = Vec::new();
     let mut terminal = None;
     for (i, filter) in filters.iter().enumerate() {
         cx.element("filters", i, |cx| {
@@ -147,14 +244,28 @@ pub fn compile(
                 );
                 return;
             };
-            if i < last {
-                cx.problem(format!(
-                    "terminal filter named {} of type {type_name} must be the last filter in a network filter chain",
-                    filter.name
-                ));
+            let named = || format!("named {} of type {}", filter.name, factory.name);
+            match factory.compile {
+                Compile::Gate(read) => {
+                    if i == last {
+                        cx.problem(format!(
+                            "non-terminal filter {} is the last filter in a network filter chain",
+                            named()
+                        ));
+                    }
+                    gates.extend(cx.field("typed_config", |cx| read(any, compile, cx)));
+                }
+                Compile::Terminal(read) => {
+                    if i < last {
+                        cx.problem(format!(
+                            "terminal filter {} must be the last filter in a network filter chain",
+                            named()
+                        ));
+                    }
+                    terminal = cx.field("typed_config", |cx| read(any, compile, cx));
+                }
             }
-            terminal = cx.field("typed_config", |cx| (factory.compile)(any, compile, cx));
         });
     }
-    terminal
+    Some(Filters { gates, terminal: terminal? })
 }

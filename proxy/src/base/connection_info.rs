@@ -3,6 +3,7 @@
 use super::Address;
 use std::{
     cell::{Cell, RefCell},
+    sync::Arc,
     time::Instant,
 };
 
@@ -27,6 +28,8 @@ pub struct ConnectionInfo {
     pub requested_server_name: Option<Box<str>>,
     /// ALPN values that the client offered or that http_inspector detected.
     pub application_protocols: Vec<Box<[u8]>>,
+    /// `%FILTER_CHAIN_NAME%`; empty for a chain without one.
+    pub filter_chain: Option<Arc<str>>,
     /// Details for `%CONNECTION_TERMINATION_DETAILS%`.
     pub termination_details: Cell<Option<&'static str>>,
     /// `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
@@ -46,6 +49,7 @@ impl ConnectionInfo {
             transport_protocol: "raw_buffer",
             requested_server_name: None,
             application_protocols: Vec::new(),
+            filter_chain: None,
             termination_details: Cell::new(None),
             transport_failure: RefCell::new(None),
         }

@@ -23,6 +23,7 @@ pub use client::{ClientConnection, ClientStream, OnDone, Outcome};
 pub use details::status_of;
 pub use options::{ClientOptions, HeadLimits, HeaderKeyFormat, Http1ProtocolOptions, ServerOptions};
 pub use server::{Closed, Responder, serve};
+pub use target::is_valid as is_request_target;
 
 use super::{BodySource, Frame};
 use crate::base::StreamError;

@@ -7,10 +7,16 @@ pub enum Hello {
     Partial,
     NotTls,
     Found {
+        /// In lower case.
         server_name: Option<String>,
         protocols: Vec<Vec<u8>>,
+        /// Bytes up to the end of the ClientHello.
+        length: usize,
     },
 }
+
+/// So many bytes tell TLS from what is none.
+pub const ENOUGH: usize = 5;
 
 /// A cursor that runs out instead of panicking.
 struct Reader<'a>(&'a [u8]);
@@ -35,6 +41,9 @@ impl<'a> Reader<'a> {
 
 /// Parses the start of a connection.
 pub fn parse(buf: &[u8]) -> Hello {
+    if buf.len() < ENOUGH {
+        return Hello::Partial;
+    }
     // Records of type 22 (handshake) carry the message in pieces.
     let mut message = Vec::new();
     let mut records = Reader(buf);
@@ -61,7 +70,13 @@ pub fn parse(buf: &[u8]) -> Hello {
         if let [1, a, b, c, ..] = message[..] {
             let needed = 4 + (usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c));
             if message.len() >= needed {
-                return extensions(&message[4..needed]).unwrap_or(Hello::NotTls);
+                let (server_name, protocols) = match extensions(&message[4..needed]) {
+                    Some(found) => found,
+                    None => return Hello::NotTls,
+                };
+                let before = message.len() - available;
+                let length = buf.len() - records.0.len() + (needed - before);
+                return Hello::Found { server_name, protocols, length };
             }
         }
         if records.take(length).is_none() {
@@ -70,13 +85,16 @@ pub fn parse(buf: &[u8]) -> Hello {
     }
 }
 
-fn extensions(body: &[u8]) -> Option<Hello> {
+/// The server's name and the protocols offered.
+type Offer = (Option<String>, Vec<Vec<u8>>);
+
+fn extensions(body: &[u8]) -> Option<Offer> {
     let mut body = Reader(body);
     body.take(2 + 32)?;
     body.vector(1)?;
     body.vector(2)?;
     body.vector(1)?;
-    let mut found = (None, Vec::new());
+    let mut found = Offer::default();
     if !body.0.is_empty() {
         let mut all = body.vector(2)?;
         while !all.0.is_empty() {
@@ -103,7 +121,7 @@ fn extensions(body: &[u8]) -> Option<Hello> {
             }
         }
     }
-    Some(Hello::Found { server_name: found.0, protocols: found.1 })
+    Some(found)
 }
 
 #[cfg(test)]
@@ -138,7 +156,10 @@ mod tests {
             assert_eq!(parse(&hello[..at]), Hello::Partial, "{at}");
         }
         let protocols = vec![b"h2".to_vec(), b"istio".to_vec()];
-        assert_eq!(parse(&hello), Hello::Found { server_name: Some("a.example".into()), protocols });
+        let length = hello.len();
+        let found = Hello::Found { server_name: Some("a.example".into()), protocols, length };
+        assert_eq!(parse(&hello), found);
+        assert_eq!(parse(&[hello, b"more".to_vec()].concat()), found);
         assert_eq!(parse(b"GET / HTTP/1.1\r\n"), Hello::NotTls);
         assert_eq!(parse(&[22, 3, 1, 0, 1, 2]), Hello::NotTls);
     }

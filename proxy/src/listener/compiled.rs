@@ -1,17 +1,21 @@
 //! A listener as workers use it: bound sockets, listener filters, filter chains.
 
-use super::{chain_match, filters::ListenerFilter, sockets::Sockets};
+use super::{
+    chain_match::ChainMatcher,
+    filters::{self, ListenerFilter},
+    sockets::Sockets,
+};
 use crate::{
     base::{Address, ConnectionInfo},
-    network::{self, ListenerFacts, NetworkFilter, RouteSlots},
+    network::{self, Filters, ListenerFacts, RouteSlots},
     observe::access_log::{AccessLogs, LogWriter},
     route::shared_metadata,
     upstream::Names,
 };
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 use weft_config::{
     Address as ConfigAddress, Context,
-    listener::{FilterChain as ChainConfig, FilterChainMatch, Listener as Config, TrafficDirection},
+    listener::{FilterChain as ChainConfig, Listener as Config, TrafficDirection, Unchanged},
 };
 
 /// A compiled listener. Immutable; an update makes another that may share sockets and chains with this one.
@@ -21,18 +25,20 @@ pub struct Listener {
     pub filters: Vec<ListenerFilter>,
     pub chains: Vec<Arc<Chain>>,
     pub default_chain: Option<Arc<Chain>>,
+    matcher: ChainMatcher,
     pub access_logs: AccessLogs,
     pub facts: ListenerFacts,
     /// Names of the route configurations that its chains refer to.
     pub routes: Vec<String>,
 }
 
-/// A compiled filter chain.
+/// A compiled filter chain. An update that leaves it as it is keeps the very same.
 pub struct Chain {
     pub name: Arc<str>,
-    pub matching: FilterChainMatch,
     /// `None`: no filters, the connection is closed.
-    pub terminal: Option<Arc<dyn NetworkFilter>>,
+    pub filters: Option<Filters>,
+    /// Names of the route configurations that it refers to.
+    routes: Vec<String>,
 }
 
 /// What compiling may use and leave.
@@ -42,6 +48,8 @@ pub struct CompileContext<'a> {
     pub routes: &'a mut RouteSlots,
     /// Says which clusters there are.
     pub cluster_exists: &'a dyn Fn(&str) -> bool,
+    /// The listener that this one updates, if nothing but chains changed.
+    pub before: Option<(&'a Listener, Unchanged)>,
 }
 
 impl Listener {
@@ -53,8 +61,12 @@ impl Listener {
             buffer_limit: config.per_connection_buffer_limit as usize,
             is_inbound: config.traffic_direction == TrafficDirection::Inbound,
         };
-        context.routes.take_wanted();
+        let (before, unchanged) = match &context.before {
+            Some((before, unchanged)) => (Some(*before), unchanged.clone()),
+            None => (None, Unchanged::default()),
+        };
         let mut chain = |config: &ChainConfig, cx: &mut Context| {
+            context.routes.take_wanted();
             let mut context = network::CompileContext {
                 names: context.names,
                 log_writer: context.log_writer,
@@ -62,61 +74,59 @@ impl Listener {
                 routes: context.routes,
                 cluster_exists: context.cluster_exists,
             };
-            Arc::new(Chain {
-                name: config.name.as_str().into(),
-                matching: config.matching.clone(),
-                terminal: network::compile(&config.filters, &mut context, cx),
-            })
+            let filters = network::compile(&config.filters, &mut context, cx);
+            Arc::new(Chain { name: config.name.as_str().into(), filters, routes: context.routes.take_wanted() })
         };
-        let chains: Vec<_> = config
-            .filter_chains
-            .iter()
-            .enumerate()
-            .map(|(i, c)| cx.element("filter_chains", i, |cx| chain(c, cx)))
+        let kept = |at: usize| before?.chains.get((*unchanged.chains.get(at)?)?).cloned();
+        let chains: Vec<_> = (config.filter_chains.iter().enumerate())
+            .map(|(i, c)| kept(i).unwrap_or_else(|| cx.element("filter_chains", i, |cx| chain(c, cx))))
             .collect();
-        let default_chain =
-            config.default_filter_chain.as_ref().map(|c| cx.field("default_filter_chain", |cx| chain(c, cx)));
-        let filters = config
-            .listener_filters
-            .iter()
-            .enumerate()
-            .filter_map(|(i, filter)| cx.element("listener_filters", i, |cx| ListenerFilter::compile(filter, cx)))
-            .collect();
+        let default_chain = match before.filter(|_| unchanged.default_chain) {
+            Some(before) => before.default_chain.clone(),
+            None => config.default_filter_chain.as_ref().map(|c| cx.field("default_filter_chain", |cx| chain(c, cx))),
+        };
+        let matcher = ChainMatcher::compile(config.filter_chains.iter().map(|c| (c.name.as_str(), &c.matching)), cx);
+        let filters = filters::compile(&config, cx);
         let access_logs = AccessLogs::compile("access_log", &config.access_log, context.log_writer, cx);
-        let mut routes = context.routes.take_wanted();
+        let mut routes: Vec<_> = chains.iter().chain(&default_chain).flat_map(|chain| chain.routes.clone()).collect();
         routes.sort();
         routes.dedup();
-        Self { sockets, filters, chains, default_chain, access_logs, facts, routes, config }
+        Self { sockets, filters, chains, default_chain, matcher, access_logs, facts, routes, config }
     }
 
-    /// Takes over the chains of an earlier version that are the same, with the connections they have.
-    pub fn keep_chains_of(&mut self, before: &Self) {
-        if format!("{:?}", self.facts) != format!("{:?}", before.facts) {
-            return;
-        }
-        let old: Vec<(String, &Arc<Chain>)> = before
-            .config
-            .chains()
-            .zip(before.chains.iter().chain(&before.default_chain))
-            .map(|(c, chain)| (format!("{c:?}"), chain))
-            .collect();
-        let texts: Vec<String> = self.config.chains().map(|c| format!("{c:?}")).collect();
-        for (chain, text) in self.chains.iter_mut().chain(&mut self.default_chain).zip(texts) {
-            if let Some((_, same)) = old.iter().find(|(t, _)| *t == text) {
-                *chain = (*same).clone();
-            }
-        }
+    /// The number of the chain for a connection; the default chain comes after all others.
+    pub fn chain_for(&self, info: &ConnectionInfo) -> Option<usize> {
+        self.matcher.find(info).or(self.default_chain.is_some().then_some(self.chains.len()))
     }
 
-    /// The chain for a connection.
-    pub fn chain_for(&self, info: &ConnectionInfo) -> Option<&Arc<Chain>> {
-        let found = chain_match::find(self.chains.iter().map(|chain| &chain.matching), info);
-        found.and_then(|at| self.chains.get(at)).or(self.default_chain.as_ref())
+    /// An address that this listener and `other` both claim, as Envoy's complaint names it. Port 0 is claimed by nobody.
+    pub fn duplicate_address(&self, other: &Self) -> Option<String> {
+        let others: Vec<_> = other.config.addresses.iter().map(|a| &a.address).collect();
+        let own = self.config.addresses.iter().map(|a| &a.address);
+        own.filter(|address| others.contains(address)).find_map(|address| match address {
+            ConfigAddress::Socket(socket) => Some(socket.ip()?).filter(|ip| ip.port() != 0).map(|ip| ip.to_string()),
+            ConfigAddress::Pipe(pipe) => Some(pipe.path.clone()),
+            ConfigAddress::Internal(_) => None,
+        })
     }
 
     /// True if the listener's own address is `address`, port 0 resolved.
     pub fn has_address(&self, address: &Address) -> bool {
         self.sockets.addresses.contains(address)
+    }
+
+    /// True if it listens on every address of the family of `wanted`, at that port.
+    pub fn has_any_address(&self, wanted: SocketAddr) -> bool {
+        let all = self.config.addresses.iter().zip(&self.sockets.addresses);
+        all.filter_map(|(config, bound)| Some((config, bound.ip()?))).any(|(config, bound)| {
+            let is_compatible = match &config.address {
+                ConfigAddress::Socket(socket) => socket.ipv4_compat,
+                _ => false,
+            };
+            bound.ip().is_unspecified()
+                && bound.port() == wanted.port()
+                && (bound.is_ipv4() == wanted.is_ipv4() || is_compatible)
+        })
     }
 }
 

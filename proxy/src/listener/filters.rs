@@ -6,13 +6,11 @@
 use super::{
     client_hello::{self, Hello},
     proxy_header::{self, Parsed},
-    stats::{
-        HttpInspectorStats, ProxyProtocolErrors, ProxyProtocolStats, ProxyProtocolVersionStats, TlsInspectorStats,
-    },
+    stats::{HttpInspectorStats, ProxyProtocolStats, ProxyProtocolVersionStats, TlsInspectorStats},
 };
 use crate::{
     base::{Address, ConnectionInfo},
-    http::Thread,
+    http::{Thread, h1::is_request_target},
     transport::Io,
 };
 use bytes::{Bytes, BytesMut};
@@ -21,7 +19,7 @@ use std::{rc::Rc, sync::Arc};
 use tokio::io::AsyncReadExt;
 use weft_config::{
     Context,
-    listener::{ListenerFilter as Config, Predicate},
+    listener::{Listener, ListenerFilter as Config, Predicate},
 };
 use weft_control_api::envoy::extensions::filters::listener::{
     http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, proxy_protocol::v3 as proxy_protocol,
@@ -38,13 +36,22 @@ pub struct ListenerFilter {
 #[derive(Clone, Debug)]
 pub enum Kind {
     HttpInspector,
-    TlsInspector,
+    TlsInspector(TlsInspector),
     OriginalDst,
     ProxyProtocol(ProxyProtocol),
 }
 
-/// The PROXY protocol's options.
+/// The TLS inspector's options.
 #[derive(Clone, Debug)]
+pub struct TlsInspector {
+    /// Bytes; a longer ClientHello is refused.
+    most: usize,
+    /// A ClientHello that cannot be read ends the connection.
+    close_on_error: bool,
+}
+
+/// The PROXY protocol's options.
+#[derive(Clone, Debug, Default)]
 pub struct ProxyProtocol {
     allow_without: bool,
     disallow_v1: bool,
@@ -54,8 +61,18 @@ pub struct ProxyProtocol {
     rules: Vec<(u8, String, String)>,
 }
 
+/// Compiles a listener's filters, with those that its own fields ask for at the end.
+pub fn compile(config: &Listener, cx: &mut Context) -> Vec<ListenerFilter> {
+    let compile = |(i, filter)| cx.element("listener_filters", i, |cx| ListenerFilter::compile(filter, cx));
+    let mut filters: Vec<_> = config.listener_filters.iter().enumerate().filter_map(compile).collect();
+    let asked = |wanted: bool, kind: Kind| wanted.then_some(ListenerFilter { disabled: None, kind });
+    filters.extend(asked(config.use_original_dst, Kind::OriginalDst));
+    filters.extend(asked(config.use_proxy_proto, Kind::ProxyProtocol(ProxyProtocol::default())));
+    filters
+}
+
 impl ListenerFilter {
-    pub fn compile(config: &Config, cx: &mut Context) -> Option<Self> {
+    fn compile(config: &Config, cx: &mut Context) -> Option<Self> {
         let any = &config.config;
         let kind = match any.type_url.rsplit('/').next().unwrap_or_default() {
             "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
@@ -78,13 +95,11 @@ impl ListenerFilter {
                     cx.unsupported_if("enable_ja3_fingerprinting", enable_ja3_fingerprinting == Some(true));
                     cx.unsupported_if("enable_ja4_fingerprinting", enable_ja4_fingerprinting == Some(true));
                     cx.ignored_if("initial_read_buffer_size", initial_read_buffer_size.is_some());
-                    cx.unsupported_if("max_client_hello_size", max_client_hello_size.is_some());
-                    cx.unsupported_if(
-                        "close_connection_on_client_hello_parsing_errors",
-                        close_connection_on_client_hello_parsing_errors,
-                    );
                 });
-                Kind::TlsInspector
+                Kind::TlsInspector(TlsInspector {
+                    most: max_client_hello_size.map_or(16 << 10, |most| most as usize),
+                    close_on_error: close_connection_on_client_hello_parsing_errors,
+                })
             }
             "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
                 let proxy_protocol::ProxyProtocol {
@@ -105,14 +120,18 @@ impl ListenerFilter {
                         stat_prefix,
                         rules: cx.elements("rules", rules, |cx, p| {
                             let proxy_protocol::proxy_protocol::Rule { tlv_type, on_tlv_present } = p;
-                            let pair = cx.required("on_tlv_present", on_tlv_present)?;
-                            let namespace = pair.metadata_namespace;
+                            let proxy_protocol::proxy_protocol::KeyValuePair {
+                                metadata_namespace: namespace,
+                                key,
+                                value_string_encoding,
+                            } = cx.required("on_tlv_present", on_tlv_present)?;
+                            cx.unsupported_if("on_tlv_present.value_string_encoding", value_string_encoding != 0);
                             let namespace = if namespace.is_empty() {
                                 "envoy.filters.listener.proxy_protocol".into()
                             } else {
                                 namespace
                             };
-                            Some((tlv_type as u8, namespace, pair.key))
+                            Some((tlv_type as u8, namespace, key))
                         }),
                     }))
                 })?
@@ -128,19 +147,18 @@ impl ListenerFilter {
 
 /// The stats that a worker's listener filters write.
 pub struct FilterStats {
-    http: Arc<HttpInspectorStats>,
-    tls: Arc<TlsInspectorStats>,
+    http: Option<Arc<HttpInspectorStats>>,
+    tls: Option<Arc<TlsInspectorStats>>,
     proxy: Vec<ProxyStats>,
 }
 
 struct ProxyStats {
     plain: Arc<ProxyProtocolStats>,
-    errors: Arc<ProxyProtocolErrors>,
     versions: [Arc<ProxyProtocolVersionStats>; 2],
 }
 
 impl FilterStats {
-    pub fn new(filters: &[ListenerFilter], thread: &Thread, listener_prefix: &str) -> Self {
+    pub fn new(filters: &[ListenerFilter], thread: &Thread) -> Self {
         let registry = &thread.registry;
         let proxy = filters.iter().filter_map(|filter| match &filter.kind {
             Kind::ProxyProtocol(options) => {
@@ -151,7 +169,6 @@ impl FilterStats {
                 };
                 Some(ProxyStats {
                     plain: registry.attach(&prefix),
-                    errors: registry.attach(listener_prefix),
                     versions: [
                         registry.attach(&format!("{prefix}.versions.v1")),
                         registry.attach(&format!("{prefix}.versions.v2")),
@@ -160,7 +177,12 @@ impl FilterStats {
             }
             _ => None,
         });
-        Self { http: registry.attach("http_inspector"), tls: registry.attach("tls_inspector"), proxy: proxy.collect() }
+        let any = |is: fn(&Kind) -> bool| filters.iter().any(|filter| is(&filter.kind));
+        Self {
+            http: any(|kind| matches!(kind, Kind::HttpInspector)).then(|| registry.attach("http_inspector")),
+            tls: any(|kind| matches!(kind, Kind::TlsInspector(_))).then(|| registry.attach("tls_inspector")),
+            proxy: proxy.collect(),
+        }
     }
 }
 
@@ -180,22 +202,26 @@ pub struct Accepted {
 pub enum Refused {
     /// The client closed.
     RemoteClose,
-    /// A filter refused it.
+    /// Reading failed.
     Error,
+    /// A filter refused what it saw.
+    ByFilter,
 }
 
 /// Listener filters look at no more than this.
 const MOST: usize = 64 << 10;
 
 impl Accepted {
-    /// Reads more; false once the client has ended.
-    async fn read_more(&mut self) -> Result<bool, Refused> {
-        if self.buffer.len() >= MOST {
-            return Err(Refused::Error);
-        }
+    pub fn new(io: Io, info: ConnectionInfo) -> Self {
+        Self { io, info, buffer: BytesMut::new(), metadata: Vec::new(), restored_destination: false }
+    }
+
+    /// Reads more.
+    async fn read_more(&mut self) -> Result<(), Refused> {
         match self.io.read_buf(&mut self.buffer).await {
-            Ok(n) => Ok(n > 0),
-            Err(_) => Err(Refused::RemoteClose),
+            Ok(1..) => Ok(()),
+            Ok(0) => Err(Refused::RemoteClose),
+            Err(_) => Err(Refused::Error),
         }
     }
 
@@ -215,8 +241,16 @@ pub async fn run(filters: &[ListenerFilter], stats: &Rc<FilterStats>, accepted: 
             continue;
         }
         match &filter.kind {
-            Kind::HttpInspector => http_inspector(accepted, &stats.http).await?,
-            Kind::TlsInspector => tls_inspector(accepted, &stats.tls).await?,
+            Kind::HttpInspector => {
+                if let Some(stats) = &stats.http {
+                    http_inspector(accepted, stats).await?;
+                }
+            }
+            Kind::TlsInspector(options) => {
+                if let Some(stats) = &stats.tls {
+                    tls_inspector(accepted, options, stats).await?;
+                }
+            }
             Kind::OriginalDst => original_dst(accepted),
             Kind::ProxyProtocol(options) => {
                 if let Some(stats) = proxy_stats {
@@ -235,12 +269,11 @@ async fn http_inspector(accepted: &mut Accepted, stats: &HttpInspectorStats) -> 
     let found = loop {
         match inspect_http(&accepted.buffer) {
             Some(found) => break found,
-            None => {
-                if !accepted.read_more().await? {
-                    stats.read_error.inc();
-                    return Err(Refused::RemoteClose);
-                }
+            None if accepted.buffer.len() >= MOST => {
+                stats.read_error.inc();
+                return Err(Refused::ByFilter);
             }
+            None => accepted.read_more().await?,
         }
     };
     let counter = match found {
@@ -262,42 +295,51 @@ fn inspect_http(buf: &[u8]) -> Option<Option<&'static [u8]>> {
     if buf.iter().zip(PREFACE).all(|(a, b)| a == b) {
         return (buf.len() >= PREFACE.len()).then_some(Some(b"h2c"));
     }
-    // A method is a token; the line ends with the version.
-    let method = memchr::memchr(b' ', buf).unwrap_or(buf.len());
     let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
-    if method == 0 || method > 32 || !buf[..method].iter().all(is_token) {
+    let is_space = |b: &u8| matches!(b, b' ' | b'\t' | b'\r');
+    let end = memchr::memchr(b'\n', buf);
+    let line = &buf[..end.unwrap_or(buf.len())];
+    // The method shows at once what is no HTTP.
+    let method = line.iter().position(is_space).unwrap_or(line.len());
+    if !line[..method].iter().all(is_token) || method == 0 && !buf.is_empty() {
         return Some(None);
     }
-    let end = memchr::memchr(b'\n', buf)?;
-    let line = buf[..end].strip_suffix(b"\r").unwrap_or(&buf[..end]);
-    Some(if line.ends_with(b" HTTP/1.1") {
-        Some(b"http/1.1")
-    } else if line.ends_with(b" HTTP/1.0") {
-        Some(b"http/1.0")
-    } else {
-        None
+    end?;
+    let mut words = line.split(is_space).filter(|word| !word.is_empty());
+    let (method, target, version) = (words.next()?, words.next().unwrap_or_default(), words.next());
+    if words.next().is_some() || !is_request_target(target, method == b"CONNECT") {
+        return Some(None);
+    }
+    // Without a version it is as old as HTTP gets; what is no 1.1 is served as 1.0.
+    Some(match version {
+        Some(b"HTTP/1.1") => Some(b"http/1.1"),
+        None | Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']) => Some(b"http/1.0"),
+        _ => None,
     })
 }
 
-async fn tls_inspector(accepted: &mut Accepted, stats: &TlsInspectorStats) -> Result<(), Refused> {
+async fn tls_inspector(
+    accepted: &mut Accepted,
+    options: &TlsInspector,
+    stats: &TlsInspectorStats,
+) -> Result<(), Refused> {
     loop {
         match client_hello::parse(&accepted.buffer) {
-            Hello::Partial => {
-                if accepted.buffer.len() >= 16 << 10 {
-                    stats.client_hello_too_large.inc();
-                    return Err(Refused::Error);
-                }
-                if !accepted.read_more().await? {
-                    return Err(Refused::RemoteClose);
-                }
+            Hello::Partial if accepted.buffer.len() >= options.most => {
+                stats.client_hello_too_large.inc();
+                return Err(Refused::ByFilter);
             }
+            Hello::Partial => accepted.read_more().await?,
             Hello::NotTls => {
                 stats.tls_not_found.inc();
-                return Ok(());
+                stats.bytes_processed.record(client_hello::ENOUGH as u64);
+                let why = not_tls(&accepted.buffer);
+                *accepted.info.transport_failure.borrow_mut() = Some(why.to_owned());
+                return if options.close_on_error { Err(Refused::ByFilter) } else { Ok(()) };
             }
-            Hello::Found { server_name, protocols } => {
+            Hello::Found { server_name, protocols, length } => {
                 stats.tls_found.inc();
-                stats.bytes_processed.record(accepted.buffer.len() as u64);
+                stats.bytes_processed.record(length as u64);
                 if server_name.is_some() { &stats.sni_found } else { &stats.sni_not_found }.inc();
                 if protocols.is_empty() { &stats.alpn_not_found } else { &stats.alpn_found }.inc();
                 accepted.info.transport_protocol = "tls";
@@ -306,6 +348,18 @@ async fn tls_inspector(accepted: &mut Accepted, stats: &TlsInspectorStats) -> Re
                 return Ok(());
             }
         }
+    }
+}
+
+/// What Envoy's TLS library says of a connection that begins otherwise.
+fn not_tls(buf: &[u8]) -> &'static str {
+    let begins = |words: &[&[u8]]| words.iter().any(|word| buf.starts_with(word));
+    if begins(&[b"GET ", b"POST ", b"HEAD ", b"PUT "]) {
+        "TLS_error|error:1000009c:SSL_routines:OPENSSL_internal:HTTP_REQUEST:TLS_error_end"
+    } else if begins(&[b"CONNE"]) {
+        "TLS_error|error:1000009b:SSL_routines:OPENSSL_internal:HTTPS_PROXY_REQUEST:TLS_error_end"
+    } else {
+        "TLS_error|error:100000f7:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end"
     }
 }
 
@@ -324,37 +378,33 @@ fn original_dst(accepted: &mut Accepted) {
 }
 
 async fn proxy_protocol(accepted: &mut Accepted, options: &ProxyProtocol, stats: &ProxyStats) -> Result<(), Refused> {
-    let refuse = || {
-        stats.errors.downstream_cx_proxy_proto_error.inc();
-        Err(Refused::Error)
-    };
+    let is_disallowed = |version| if version == 1 { options.disallow_v1 } else { options.disallow_v2 };
     let header = loop {
-        match proxy_header::parse(&accepted.buffer) {
+        let parsed = proxy_header::parse(&accepted.buffer);
+        // Where a header may be absent, one of a disallowed version is payload.
+        let may_begin = |version| !is_disallowed(version) && proxy_header::may_begin(&accepted.buffer, version);
+        if options.allow_without && !may_begin(1) && !may_begin(2) {
+            stats.plain.not_found_allowed.inc();
+            return Ok(());
+        }
+        match parsed {
             Parsed::Header(header) => break header,
-            Parsed::Absent if options.allow_without => {
-                stats.plain.not_found_allowed.inc();
-                return Ok(());
-            }
             Parsed::Absent => {
                 stats.plain.not_found_disallowed.inc();
-                return refuse();
+                return Err(Refused::ByFilter);
             }
             Parsed::Malformed { version, .. } => {
-                stats.versions[usize::from(version - 1)].error.inc();
-                return refuse();
+                let stats = &stats.versions[usize::from(version - 1)];
+                if is_disallowed(version) { &stats.disallowed } else { &stats.error }.inc();
+                return Err(Refused::ByFilter);
             }
-            Parsed::Partial => {
-                if !accepted.read_more().await? {
-                    return Err(Refused::RemoteClose);
-                }
-            }
+            Parsed::Partial => accepted.read_more().await?,
         }
     };
     let version = &stats.versions[usize::from(header.version - 1)];
-    let disallowed = if header.version == 1 { options.disallow_v1 } else { options.disallow_v2 };
-    if disallowed {
+    if is_disallowed(header.version) {
         version.disallowed.inc();
-        return refuse();
+        return Err(Refused::ByFilter);
     }
     version.found.inc();
     let _ = accepted.buffer.split_to(header.length);
@@ -379,12 +429,37 @@ mod tests {
 
     #[test]
     fn http_by_its_first_line() {
-        assert_eq!(inspect_http(b"GET / HTTP/1.1\r\n"), Some(Some(&b"http/1.1"[..])));
-        assert_eq!(inspect_http(b"GET / HTTP/1.0\n"), Some(Some(&b"http/1.0"[..])));
-        assert_eq!(inspect_http(b"GET / HTTP/3.0\r\n"), Some(None));
-        assert_eq!(inspect_http(b"GET / HT"), None);
-        assert_eq!(inspect_http(b"\x16\x03\x01"), Some(None));
-        assert_eq!(inspect_http(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Some(Some(&b"h2c"[..])));
-        assert_eq!(inspect_http(b"PRI * HT"), None);
+        let found = |text: &str| inspect_http(text.as_bytes());
+        for (line, protocol) in [
+            ("GET / HTTP/1.1\r\n", "http/1.1"),
+            ("get  /  HTTP/1.1 \r\n", "http/1.1"),
+            ("GET\t/ HTTP/1.1\r\n", "http/1.1"),
+            ("GET / HTTP/1.0\n", "http/1.0"),
+            ("GET / HTTP/3.0\r\n", "http/1.0"),
+            ("GET /\r\n", "http/1.0"),
+            ("PRI * HTTP/2.0\r\n\r\nSMx", "http/1.0"),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nmore", "h2c"),
+        ] {
+            assert_eq!(found(line), Some(Some(protocol.as_bytes())), "{line:?}");
+        }
+        for line in [
+            "GET / http/1.1\r\n",
+            "GET / HTTP/1.11\r\n",
+            "EHLO a\r\n",
+            "GET /a b HTTP/1.1\r\n",
+            "PROXY x\u{1}\r\n",
+            "GET\r\n",
+            "\r\nGET / HTTP/1.1\r\n",
+            " GET / HTTP/1.1\r\n",
+            "G\u{1}T",
+            "\u{16}\u{3}\u{1}",
+        ] {
+            assert_eq!(found(line), Some(None), "{line:?}");
+        }
+        let whole = "GET /some HTTP/1.1\r\n";
+        for at in 0..whole.len() {
+            assert_eq!(found(&whole[..at]), None, "{at}");
+        }
+        assert_eq!(found("PRI * HTTP/2.0\r\n"), None);
     }
 }

@@ -38,14 +38,19 @@ const V2_MOST: usize = 65_535;
 
 /// Parses the start of a connection.
 pub fn parse(buf: &[u8]) -> Parsed {
-    let begins = |signature: &[u8]| buf.iter().zip(signature).all(|(a, b)| a == b);
-    if begins(V2) {
+    if may_begin(buf, 2) {
         if buf.len() < V2.len() { Parsed::Partial } else { parse_v2(buf) }
-    } else if begins(V1) {
+    } else if may_begin(buf, 1) {
         if buf.len() < V1.len() { Parsed::Partial } else { parse_v1(buf) }
     } else {
         Parsed::Absent
     }
+}
+
+/// True if the bytes so far could be the start of a header of this version.
+pub fn may_begin(buf: &[u8], version: u8) -> bool {
+    let signature = if version == 1 { V1 } else { V2 };
+    buf.iter().zip(signature).all(|(a, b)| a == b)
 }
 
 fn parse_v1(buf: &[u8]) -> Parsed {

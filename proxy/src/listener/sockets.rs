@@ -5,10 +5,10 @@
 
 use crate::base::Address;
 use socket2::{Domain, SockAddr, Socket, Type};
-use std::{io, net::SocketAddr, os::unix::fs::PermissionsExt, sync::Mutex};
+use std::{io, net::SocketAddr, os::unix::fs::PermissionsExt, sync::Mutex, time::Duration};
 use weft_config::{
     Address as ConfigAddress,
-    address::{IpVersion, Pipe, SocketOption, SocketState},
+    address::{IpVersion, Pipe, SocketOption, SocketState, TcpKeepalive},
     listener::{Listener as Config, ListenerAddress},
 };
 
@@ -19,8 +19,6 @@ pub struct Sockets {
     pub addresses: Vec<Address>,
     /// By address, then by worker. Empty once closed.
     sockets: Mutex<Vec<Vec<Socket>>>,
-    /// Unix paths to remove.
-    paths: Vec<String>,
     backlog: i32,
     /// To be set once they listen.
     options: Vec<SocketOption>,
@@ -49,7 +47,6 @@ impl Sockets {
         let mut bound = Self {
             addresses: Vec::new(),
             sockets: Mutex::default(),
-            paths: Vec::new(),
             backlog: config.tcp_backlog_size,
             options: config.socket_options.iter().filter(|o| o.state == SocketState::Listening).cloned().collect(),
         };
@@ -57,7 +54,10 @@ impl Sockets {
         for address in &config.addresses {
             let (local, sockets) = match &address.address {
                 ConfigAddress::Socket(socket) => {
-                    let name = format!("{}:{}", socket.host, socket.port);
+                    let name = match socket.ip() {
+                        Some(ip) => ip.to_string(),
+                        None => format!("{}:{}", socket.host, socket.port),
+                    };
                     let ip = socket.ip().ok_or_else(|| BindError {
                         address: name.clone(),
                         error: io::Error::new(io::ErrorKind::InvalidInput, "not an IP address"),
@@ -67,9 +67,6 @@ impl Sockets {
                 }
                 ConfigAddress::Pipe(pipe) => {
                     let sockets = bind_pipe(pipe).map_err(|error| BindError { address: pipe.path.clone(), error })?;
-                    if !pipe.path.starts_with('@') {
-                        bound.paths.push(pipe.path.clone());
-                    }
                     (Address::Unix(pipe.path.as_str().into()), sockets)
                 }
                 ConfigAddress::Internal(internal) => {
@@ -93,13 +90,7 @@ impl Sockets {
             ConfigAddress::Pipe(pipe) => Some(Address::Unix(pipe.path.as_str().into())),
             ConfigAddress::Internal(_) => None,
         });
-        Self {
-            addresses: addresses.collect(),
-            sockets: Mutex::default(),
-            paths: Vec::new(),
-            backlog: 0,
-            options: Vec::new(),
-        }
+        Self { addresses: addresses.collect(), sockets: Mutex::default(), backlog: 0, options: Vec::new() }
     }
 
     /// Lets clients in. Until then they are refused, as before the address was bound.
@@ -130,18 +121,11 @@ impl Sockets {
         self.addresses.iter().zip(sockets.iter()).filter_map(one).collect()
     }
 
-    /// Stops listening. Workers' copies are theirs to close.
+    /// Stops listening, once workers have closed their copies too: what the kernel still hands to a socket that nobody
+    /// accepts from would wait for ever.
     pub fn close(&self) {
         if let Ok(mut sockets) = self.sockets.lock() {
             sockets.clear();
-        }
-    }
-}
-
-impl Drop for Sockets {
-    fn drop(&mut self) {
-        for path in &self.paths {
-            let _ = std::fs::remove_file(path);
         }
     }
 }
@@ -157,11 +141,8 @@ fn bind_ip(
     let mut target = ip;
     let mut sockets = Vec::with_capacity(count);
     for _ in 0..count {
-        let socket = Socket::new(
-            Domain::for_address(target),
-            Type::STREAM.nonblocking().cloexec(),
-            Some(socket2::Protocol::TCP),
-        )?;
+        let protocol = if config.enable_mptcp { socket2::Protocol::MPTCP } else { socket2::Protocol::TCP };
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM.nonblocking().cloexec(), Some(protocol))?;
         socket.set_reuse_address(true)?;
         if config.reuse_port {
             socket.set_reuse_port(true)?;
@@ -174,6 +155,10 @@ fn bind_ip(
         }
         if config.transparent {
             transparent(&socket, target.is_ipv6())?;
+        }
+        if let Some(keepalive) = address.tcp_keepalive.or(config.tcp_keepalive) {
+            // Accepted sockets inherit it.
+            socket.set_tcp_keepalive(&system_keepalive(keepalive))?;
         }
         let options = address.socket_options.as_ref().unwrap_or(&config.socket_options);
         apply(&socket, options, SocketState::Prebind, target)?;
@@ -190,6 +175,15 @@ fn bind_ip(
         sockets.push(socket);
     }
     Ok((Address::Ip(target), sockets))
+}
+
+fn system_keepalive(config: TcpKeepalive) -> socket2::TcpKeepalive {
+    let seconds = |n: u32| Duration::from_secs(u64::from(n));
+    let TcpKeepalive { probes, time, interval } = config;
+    let keepalive = socket2::TcpKeepalive::new();
+    let keepalive = time.map_or(keepalive.clone(), |n| keepalive.with_time(seconds(n)));
+    let keepalive = interval.map_or(keepalive.clone(), |n| keepalive.with_interval(seconds(n)));
+    probes.map_or(keepalive.clone(), |n| keepalive.with_retries(n))
 }
 
 fn transparent(socket: &Socket, is_v6: bool) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! Listener stats: `listener.ADDRESS.*`, `listener.ADDRESS.worker_N.*`, `listener_manager.*`.
+//! Listener stats: `listener.ADDRESS.*`, `listener.ADDRESS.worker_N.*`, and those of listener filters.
 
 use crate::stats;
 
@@ -15,9 +15,11 @@ stats! {
         counter downstream_listener_filter_remote_close,
         counter downstream_pre_cx_timeout,
         counter no_filter_chain_match,
-        counter connections_accepted_per_socket_event_total,
+        counter extension_config_missing,
+        counter network_extension_config_missing,
         gauge downstream_cx_active,
         gauge downstream_pre_cx_active,
+        histogram(Unspecified) connections_accepted_per_socket_event,
         histogram(Milliseconds) downstream_cx_length_ms,
     }
 }
@@ -27,24 +29,6 @@ stats! {
     pub struct WorkerListenerStats {
         counter downstream_cx_total,
         gauge downstream_cx_active,
-    }
-}
-
-stats! {
-    /// `listener_manager.*`
-    pub struct ListenerManagerStats {
-        counter listener_added,
-        counter listener_create_failure,
-        counter listener_create_success,
-        counter listener_in_place_updated,
-        counter listener_modified,
-        counter listener_removed,
-        counter listener_stopped,
-        gauge total_filter_chains_draining,
-        gauge total_listeners_active,
-        gauge total_listeners_draining,
-        gauge total_listeners_warming,
-        gauge workers_started,
     }
 }
 
@@ -73,13 +57,6 @@ stats! {
         counter disallowed,
         counter error,
         counter found,
-    }
-}
-
-stats! {
-    /// `downstream_proxy_proto`'s older name for bad headers: `downstream_cx_proxy_proto_error`.
-    pub struct ProxyProtocolErrors {
-        counter downstream_cx_proxy_proto_error,
     }
 }
 

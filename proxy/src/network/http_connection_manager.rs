@@ -155,7 +155,7 @@ fn h2_options(manager: &ConnectionManager, stats: Arc<h2::Http2Stats>) -> h2::Se
 impl Terminal for Active {
     fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(async move {
-            let Connection { io, info, drain, thread, dynamic_metadata } = connection;
+            let Connection { io, info, drain, thread, dynamic_metadata, filter_state: _, facts: _ } = connection;
             let counted = Rc::new(Counted::new(self.stats.clone()));
             let io = io.metered(counted.clone());
             let connection = HttpConnection::new(

@@ -18,8 +18,10 @@ use std::{
     sync::Arc,
     time::SystemTime,
 };
-use weft_config::{self as config, Context, Problem, cluster::Discovery, config_source::ConfigSource};
-use weft_control_api::{CheckOptions, Message, Name, ResourceType, check};
+use weft_config::{
+    self as config, Context, Problem, cluster::Discovery, config_source::ConfigSource, listener::Unchanged,
+};
+use weft_control_api::{CheckOptions, Message, Name, ResourceType, check, envoy::config::listener::v3 as pb};
 
 /// Where a resource came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -221,8 +223,8 @@ impl Store {
 
     /// Adds or replaces a listener, binding its addresses if they are new. True if something changed.
     pub fn set_listener(&mut self, bytes: &[u8], origin: Origin, bind: bool) -> Result<bool, Vec<Problem>> {
-        let (proto, mut cx) = self.read(bytes)?;
-        let read = config::listener::Listener::from_proto(proto, &mut cx);
+        let (proto, mut cx) = self.read::<pb::Listener>(bytes)?;
+        let read = config::listener::Listener::from_proto(proto.clone(), &mut cx);
         let mut finished = std::mem::take(&mut cx);
         let Some(mut config) = read else {
             finished.problem("cannot be read");
@@ -241,23 +243,10 @@ impl Store {
                 finished.problem_at("name", format!("found {:?}, which is a static listener", config.name));
             }
         }
-        if bind && config.bind_to_port {
-            let all = self.listeners.iter().map(|(_, entry)| entry).chain(self.warming_listeners.values());
-            let others = all.filter(|entry| entry.value.config.name != config.name && entry.value.config.bind_to_port);
-            let taken: BTreeSet<String> =
-                others.flat_map(|entry| &entry.value.config.addresses).map(|a| format!("{:?}", a.address)).collect();
-            let own = config.addresses.iter().find(|a| !is_any_port(a) && taken.contains(&format!("{:?}", a.address)));
-            if let Some(address) = own {
-                let shown = address.address.to_string();
-                finished.problem_at(
-                    "address",
-                    format!(
-                        "error adding listener: '{}' has duplicate address '{shown}' as existing listener",
-                        config.name
-                    ),
-                );
-            }
-        }
+        let kept_chains = before.and_then(|entry| {
+            let (old, _) = self.read(&entry.bytes).ok()?;
+            Some((&*entry.value, Unchanged::between(&old, &proto)?))
+        });
         let (clusters, warming) = (&self.clusters, &self.warming_clusters);
         let exists = |name: &str| clusters.contains_key(name) || warming.contains_key(name);
         let mut context = CompileContext {
@@ -265,10 +254,24 @@ impl Store {
             log_writer: &self.log_writer,
             routes: &mut self.routes,
             cluster_exists: &exists,
+            before: kept_chains,
         };
         // The sockets come last: nothing is bound for a listener that has problems.
         let unbound = Arc::new(Sockets::unbound(&config));
         let mut listener = Listener::compile(config, unbound, &mut context, &mut finished);
+        let others = self.listeners.iter().map(|(_, entry)| entry).chain(self.warming_listeners.values());
+        let others = others.filter(|entry| entry.value.config.name != listener.config.name);
+        if let Some(address) = others.filter_map(|entry| listener.duplicate_address(&entry.value)).next() {
+            let name = &listener.config.name;
+            finished.problem_at(
+                "address",
+                format!(
+                    "error adding listener: '{name}' has duplicate address '{address}' as existing listener, to check \
+                     if the listener has duplicated addresses with other listeners or 'enable_reuse_port' is set to \
+                     'false' for the listener"
+                ),
+            );
+        }
         if finished.has_problems() {
             return Err(finished.finish::<()>(None).err().unwrap_or_default());
         }
@@ -281,9 +284,6 @@ impl Store {
                         .map_err(|e| vec![Problem::new("address", e.to_string())])?,
                 ),
             };
-        }
-        if let Some(entry) = before {
-            listener.keep_chains_of(&entry.value);
         }
         let name = listener.config.name.clone();
         let entry = Entry { value: Arc::new(listener), bytes: bytes.to_vec(), origin, updated: SystemTime::now() };
@@ -468,10 +468,6 @@ impl Store {
             .map_err(|e| vec![Problem::new("", format!("found bytes that are no {}: {e}", M::full_name()))])?;
         Ok((proto, Context::new()))
     }
-}
-
-fn is_any_port(address: &config::listener::ListenerAddress) -> bool {
-    matches!(&address.address, config::Address::Socket(socket) if socket.port == 0)
 }
 
 fn listen(listener: &Listener) {

@@ -26,7 +26,7 @@ pub(super) fn is_authority_char(c: u8) -> bool {
 }
 
 /// True if `url` has the form of a request target at all.
-pub(super) fn is_valid(url: &[u8], connect: bool) -> bool {
+pub fn is_valid(url: &[u8], connect: bool) -> bool {
     let Some(first) = url.first() else { return false };
     if matches!(first, b'/' | b'*') {
         return url.iter().all(|c| is_path_char(*c));

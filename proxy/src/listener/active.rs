@@ -1,0 +1,178 @@
+//! One listener on one worker: its chains, its stats, its share of the drain.
+
+use super::{
+    compiled::{Chain, Listener},
+    filters::FilterStats,
+    stats::{ListenerStats, WorkerListenerStats},
+};
+use crate::{
+    base::{ConnectionInfo, Drain},
+    http::Thread,
+    network::ActiveFilters,
+};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::task::JoinHandle;
+
+/// One listener on one worker. An update in place changes what it holds; it stays as long as the sockets do.
+pub struct Active {
+    listener: RefCell<Arc<Listener>>,
+    /// As the listener has them, the default chain last.
+    chains: RefCell<Vec<ActiveChain>>,
+    pub stats: Arc<ListenerStats>,
+    pub worker_stats: Arc<WorkerListenerStats>,
+    filter_stats: RefCell<Rc<FilterStats>>,
+    drain: Drain,
+    accepting: RefCell<Vec<JoinHandle<()>>>,
+    stopped: Cell<bool>,
+    /// Sockets that are open, those in listener filters included.
+    sockets: Cell<u64>,
+    /// The runtime key of the limit for them.
+    limit_key: Box<str>,
+}
+
+/// A chain and what this worker has of it.
+#[derive(Clone)]
+pub struct ActiveChain {
+    pub chain: Arc<Chain>,
+    /// `None`: the chain has none, its connections are closed.
+    pub filters: Option<Rc<ActiveFilters>>,
+    pub drain: Drain,
+}
+
+impl Active {
+    /// A listener that does not accept yet.
+    pub fn new(listener: &Arc<Listener>, thread: &Rc<Thread>) -> Rc<Self> {
+        let prefix = format!("listener.{}", listener.facts.stat_name);
+        let name = &listener.config.name;
+        let active = Rc::new(Self {
+            stats: thread.registry.attach(&prefix),
+            worker_stats: thread.registry.attach(&format!("{prefix}.worker_{}", thread.index)),
+            filter_stats: RefCell::new(Rc::new(FilterStats::new(&listener.filters, thread))),
+            chains: RefCell::default(),
+            listener: RefCell::new(listener.clone()),
+            drain: thread.drain.child(),
+            accepting: RefCell::default(),
+            stopped: Cell::new(false),
+            sockets: Cell::new(0),
+            limit_key: format!("envoy.resource_limits.listener.{name}.connection_limit").into(),
+        });
+        active.take_chains(listener, thread, Duration::ZERO);
+        active
+    }
+
+    /// What it is now.
+    pub fn listener(&self) -> Arc<Listener> {
+        self.listener.borrow().clone()
+    }
+
+    pub fn filter_stats(&self) -> Rc<FilterStats> {
+        self.filter_stats.borrow().clone()
+    }
+
+    /// The chain for a connection.
+    pub fn chain_for(&self, info: &ConnectionInfo) -> Option<ActiveChain> {
+        let number = self.listener.borrow().chain_for(info)?;
+        self.chains.borrow().get(number).cloned()
+    }
+
+    /// Changes to another version with the same sockets; chains that are gone drain.
+    pub fn update(&self, listener: &Arc<Listener>, thread: &Rc<Thread>, drain_time: Duration) {
+        *self.filter_stats.borrow_mut() = Rc::new(FilterStats::new(&listener.filters, thread));
+        *self.listener.borrow_mut() = listener.clone();
+        self.take_chains(listener, thread, drain_time);
+    }
+
+    fn take_chains(&self, listener: &Arc<Listener>, thread: &Rc<Thread>, drain_time: Duration) {
+        let mut chains = self.chains.borrow_mut();
+        let mut before = std::mem::take(&mut *chains);
+        for chain in listener.chains.iter().chain(&listener.default_chain) {
+            let kept = before.iter().position(|old| Arc::ptr_eq(&old.chain, chain)).map(|at| before.swap_remove(at));
+            chains.push(kept.unwrap_or_else(|| ActiveChain {
+                chain: chain.clone(),
+                filters: chain.filters.as_ref().map(|filters| Rc::new(filters.activate(thread))),
+                drain: self.drain.child(),
+            }));
+        }
+        drop(chains);
+        before.into_iter().for_each(|old| old.end(drain_time));
+    }
+
+    pub fn accepts_by(&self, task: JoinHandle<()>) {
+        self.accepting.borrow_mut().push(task);
+    }
+
+    /// Accepts no more, and closes the sockets; connections go on.
+    pub fn stop_accepting(&self) {
+        self.leave_sockets();
+        self.listener.borrow().sockets.close();
+    }
+
+    fn leave_sockets(&self) {
+        self.stopped.set(true);
+        self.accepting.borrow_mut().drain(..).for_each(|task| task.abort());
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
+    /// Tells connections to end when they can.
+    pub fn drain(&self) {
+        self.drain.start();
+    }
+
+    /// The listener is gone, and its sockets with it unless another took them over: its connections drain, and what is
+    /// left after `drain_time` is cut.
+    pub fn end(&self, drain_time: Duration, keeps_sockets: bool) {
+        if keeps_sockets {
+            self.leave_sockets()
+        } else {
+            self.stop_accepting()
+        };
+        self.drain.start();
+        self.chains.borrow_mut().drain(..).for_each(|chain| chain.end(drain_time));
+    }
+
+    /// Counts a socket that was accepted; `None` if there are as many as the runtime allows.
+    pub fn open_socket(self: &Rc<Self>, thread: &Thread) -> Option<OpenSocket> {
+        let limit = thread.runtime().integer(&self.limit_key);
+        if limit.is_some_and(|limit| self.sockets.get() >= limit) {
+            self.stats.downstream_cx_overflow.inc();
+            return None;
+        }
+        Some(self.adopt_socket())
+    }
+
+    /// Counts a socket that another listener accepted.
+    pub fn adopt_socket(self: &Rc<Self>) -> OpenSocket {
+        self.sockets.set(self.sockets.get() + 1);
+        OpenSocket(self.clone())
+    }
+}
+
+impl ActiveChain {
+    fn end(self, drain_time: Duration) {
+        self.drain.start();
+        self.drain.cut_after(drain_time);
+    }
+}
+
+/// A socket that counts towards its listener's limit for as long as this lives.
+pub struct OpenSocket(Rc<Active>);
+
+impl OpenSocket {
+    pub fn listener(&self) -> &Rc<Active> {
+        &self.0
+    }
+}
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        self.0.sockets.set(self.0.sockets.get() - 1);
+    }
+}

@@ -1,0 +1,200 @@
+//! The life of an accepted connection up to its network filters, and what is counted and logged of it as a whole.
+
+use super::{
+    accept::Listeners,
+    active::{Active, OpenSocket},
+    compiled::Listener,
+    filters::{self, Accepted, Refused},
+};
+use crate::{
+    base::{Address, ConnectionInfo, ResponseFlag},
+    http::Thread,
+    network::{Connection, FactsSlot},
+    observe::{StreamInfo, format::Facts, stream_info::Metadata},
+    transport::Io,
+};
+use std::{
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+/// The connections of the process are numbered.
+static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
+
+/// A new connection: limited, then served by a task of its own.
+pub fn begin(listeners: &Rc<Listeners>, active: &Rc<Active>, io: Io, local: Address, remote: Address) {
+    let Some(socket) = active.open_socket(&listeners.thread) else { return };
+    let info = ConnectionInfo::accepted(NEXT_CONNECTION.fetch_add(1, Relaxed), local, remote);
+    tokio::task::spawn_local(serve(listeners.clone(), socket, Accepted::new(io, info)));
+}
+
+async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: Accepted) {
+    let thread = &listeners.thread;
+    let mut handed_over = false;
+    let (active, listener) = loop {
+        let active = socket.listener().clone();
+        if !run_filters(&active, &mut accepted).await {
+            log(&active.listener(), thread, accepted.info, Ended::InListenerFilters);
+            return;
+        }
+        let listener = active.listener();
+        if handed_over || !listener.config.use_original_dst || !accepted.restored_destination {
+            break (active, listener);
+        }
+        // Handed over once, and seen by the other listener's filters as if it had come there.
+        match listeners.listener_for(&accepted.info.local, &active) {
+            Some(other) => socket = other.adopt_socket(),
+            None => break (active, listener),
+        }
+        handed_over = true;
+    };
+    let Some(found) = active.chain_for(&accepted.info) else {
+        active.stats.no_filter_chain_match.inc();
+        log(&listener, thread, accepted.info, Ended::WithoutChain);
+        return;
+    };
+    accepted.info.filter_chain = Some(found.chain.name.clone());
+    let dynamic_metadata = tlv_metadata(&accepted.metadata);
+    let (io, info) = accepted.into_io();
+    let info = Rc::new(info);
+    let open = Open::new(active, listener, thread.clone(), info.clone(), socket);
+    let Some(filters) = found.filters else { return };
+    let cut = found.drain.clone();
+    let connection = Connection {
+        io,
+        info,
+        drain: found.drain,
+        thread: thread.clone(),
+        dynamic_metadata,
+        filter_state: Default::default(),
+        facts: open.facts.clone(),
+    };
+    tokio::select! {
+        () = filters.serve(connection) => {}
+        () = cut.cut() => {}
+    }
+}
+
+/// True if the connection may go on.
+async fn run_filters(active: &Active, accepted: &mut Accepted) -> bool {
+    let listener = active.listener();
+    if listener.filters.is_empty() {
+        return true;
+    }
+    let filter_stats = active.filter_stats();
+    let waiting = PreConnection::new(active);
+    let run = filters::run(&listener.filters, &filter_stats, accepted);
+    let timeout = listener.config.listener_filters_timeout;
+    let result = if timeout.is_zero() { Ok(run.await) } else { tokio::time::timeout(timeout, run).await };
+    drop(waiting);
+    match result {
+        Ok(Ok(())) => true,
+        Ok(Err(refused)) => {
+            match refused {
+                Refused::RemoteClose => active.stats.downstream_listener_filter_remote_close.inc(),
+                Refused::Error => active.stats.downstream_listener_filter_error.inc(),
+                Refused::ByFilter => {}
+            }
+            false
+        }
+        Err(_) => {
+            active.stats.downstream_pre_cx_timeout.inc();
+            listener.config.continue_on_listener_filters_timeout
+        }
+    }
+}
+
+/// Counts a connection while listener filters have it.
+struct PreConnection<'a>(&'a Active);
+
+impl<'a> PreConnection<'a> {
+    fn new(active: &'a Active) -> Self {
+        active.stats.downstream_pre_cx_active.inc();
+        Self(active)
+    }
+}
+
+impl Drop for PreConnection<'_> {
+    fn drop(&mut self) {
+        self.0.stats.downstream_pre_cx_active.dec();
+    }
+}
+
+fn tlv_metadata(found: &[(String, String, Vec<u8>)]) -> Metadata {
+    let mut metadata = Metadata::default();
+    for (namespace, key, value) in found {
+        let text = String::from_utf8_lossy(value).into_owned();
+        metadata.entry(namespace.as_str().into()).or_default().insert(key.clone(), text.into());
+    }
+    metadata
+}
+
+/// How far a connection came that no chain took.
+enum Ended {
+    InListenerFilters,
+    WithoutChain,
+}
+
+fn log(listener: &Listener, thread: &Thread, info: ConnectionInfo, ended: Ended) {
+    if listener.access_logs.is_empty() {
+        return;
+    }
+    let mut stream = StreamInfo::new(Rc::new(info));
+    if matches!(ended, Ended::WithoutChain) {
+        stream.set_flag(ResponseFlag::NoRouteFound);
+        stream.set_details("filter_chain_not_found");
+    }
+    write_log(listener, thread, &mut stream);
+}
+
+fn write_log(listener: &Listener, thread: &Thread, stream: &mut StreamInfo) {
+    stream.points.end = Some(Instant::now());
+    stream.listener_metadata = listener.facts.metadata.clone();
+    listener.access_logs.log(&Facts::new(stream), &thread.runtime());
+}
+
+/// A connection that found its chain: counted for as long as this lives, then logged.
+struct Open {
+    active: Rc<Active>,
+    listener: Arc<Listener>,
+    thread: Rc<Thread>,
+    info: Rc<ConnectionInfo>,
+    /// What the terminal filter leaves for the listener's log.
+    facts: Option<FactsSlot>,
+    _socket: OpenSocket,
+}
+
+impl Open {
+    fn new(
+        active: Rc<Active>,
+        listener: Arc<Listener>,
+        thread: Rc<Thread>,
+        info: Rc<ConnectionInfo>,
+        socket: OpenSocket,
+    ) -> Self {
+        active.stats.downstream_cx_total.inc();
+        active.stats.downstream_cx_active.inc();
+        active.worker_stats.downstream_cx_total.inc();
+        active.worker_stats.downstream_cx_active.inc();
+        let facts = (!listener.access_logs.is_empty()).then(FactsSlot::default);
+        Self { active, listener, thread, info, facts, _socket: socket }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let stats = &self.active.stats;
+        stats.downstream_cx_active.dec();
+        self.active.worker_stats.downstream_cx_active.dec();
+        stats.downstream_cx_destroy.inc();
+        stats.downstream_cx_length_ms.record(self.info.start.elapsed().as_millis() as u64);
+        if let Some(facts) = &self.facts {
+            let mut stream = facts.take().unwrap_or_else(|| Box::new(StreamInfo::new(self.info.clone())));
+            write_log(&self.listener, &self.thread, &mut stream);
+        }
+    }
+}
