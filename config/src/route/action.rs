@@ -570,8 +570,9 @@ impl RedirectAction {
         } = p;
         let path = match path_rewrite_specifier {
             None => RedirectPath::Keep,
-            Some(Path::PathRedirect(path)) => RedirectPath::Path(path),
-            Some(Path::PrefixRewrite(prefix)) => RedirectPath::Prefix(prefix),
+            Some(Path::PathRedirect(path)) if !path.is_empty() => RedirectPath::Path(path),
+            Some(Path::PrefixRewrite(prefix)) if !prefix.is_empty() => RedirectPath::Prefix(prefix),
+            Some(Path::PathRedirect(_) | Path::PrefixRewrite(_)) => RedirectPath::Keep,
             Some(Path::RegexRewrite(p)) => {
                 RedirectPath::Regex(cx.field("regex_rewrite", |cx| RegexRewrite::from_proto(p, cx))?)
             }
@@ -585,7 +586,7 @@ impl RedirectAction {
             port: port_redirect,
             scheme: match scheme_rewrite_specifier {
                 Some(Scheme::HttpsRedirect(true)) => Some("https".into()),
-                Some(Scheme::SchemeRedirect(scheme)) => Some(scheme),
+                Some(Scheme::SchemeRedirect(scheme)) if !scheme.is_empty() => Some(scheme),
                 _ => None,
             },
             status: match cx.enumeration("response_code", response_code) {

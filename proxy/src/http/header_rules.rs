@@ -7,6 +7,7 @@ use crate::observe::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use smallvec::SmallVec;
 use weft_config::{
     Context,
     header_value::{AppendAction, HeaderChanges, HeaderKey, HeaderMutation, HeaderValueOption},
@@ -65,36 +66,109 @@ impl HeaderRules {
         Self { request: Side::default(), response: Side { remove: Vec::new(), add: additions(name, options, cx) } }
     }
 
-    /// Removes first, then adds.
+    /// Removes first; then evaluates every value over what is left, overwrites, and last appends.
     pub fn apply_request(&self, head: &mut RequestHead, info: &StreamInfo) {
         for name in &self.request.remove {
             head.headers.remove(name);
         }
-        for addition in &self.request.add {
-            addition.apply_request(head, info);
-        }
+        apply_all(&self.request.add, head, |addition, head| {
+            addition.value.header_value(&Facts { request: Some(head), ..Facts::new(info) })
+        });
     }
 
     pub fn apply_response(&self, head: &mut ResponseHead, request: &RequestHead, info: &StreamInfo) {
         for name in &self.response.remove {
             head.headers.remove(name);
         }
-        for addition in &self.response.add {
-            let text = addition.value.header_value(&Facts {
-                request: Some(request),
-                response: Some(head),
-                ..Facts::new(info)
-            });
-            match &addition.key {
-                HeaderKey::Status => {
-                    if let Some(status) = text.parse().ok().and_then(|code: u16| StatusCode::from_u16(code).ok()) {
-                        head.status = status;
-                    }
-                }
-                HeaderKey::Name(name) => addition.put(&mut head.headers, name, text),
-                _ => {}
-            }
+        apply_all(&self.response.add, head, |addition, head| {
+            addition.value.header_value(&Facts { request: Some(request), response: Some(head), ..Facts::new(info) })
+        });
+    }
+}
+
+/// A head that headers are put into.
+trait Head {
+    fn headers(&mut self) -> &mut HeaderMap;
+    fn has(&self, key: &HeaderKey) -> bool;
+    /// Sets a pseudo-header. A value that it cannot have changes nothing.
+    fn set_pseudo(&mut self, key: &HeaderKey, text: String);
+}
+
+impl Head for RequestHead {
+    fn headers(&mut self) -> &mut HeaderMap {
+        &mut self.headers
+    }
+
+    fn has(&self, key: &HeaderKey) -> bool {
+        match key {
+            HeaderKey::Name(name) => self.headers.contains_key(name),
+            HeaderKey::Authority => !self.authority.is_empty(),
+            HeaderKey::Path => !self.path.is_empty(),
+            HeaderKey::Scheme => !self.scheme.is_empty(),
+            HeaderKey::Method => true,
+            HeaderKey::Protocol | HeaderKey::Status => false,
         }
+    }
+
+    fn set_pseudo(&mut self, key: &HeaderKey, text: String) {
+        match key {
+            HeaderKey::Authority => self.authority = text.into(),
+            HeaderKey::Path => self.path = text.into(),
+            HeaderKey::Scheme => self.scheme = text.into(),
+            HeaderKey::Method => {
+                if let Ok(method) = Method::from_bytes(text.as_bytes()) {
+                    self.method = method;
+                }
+            }
+            HeaderKey::Name(_) | HeaderKey::Protocol | HeaderKey::Status => {}
+        }
+    }
+}
+
+impl Head for ResponseHead {
+    fn headers(&mut self) -> &mut HeaderMap {
+        &mut self.headers
+    }
+
+    fn has(&self, key: &HeaderKey) -> bool {
+        match key {
+            HeaderKey::Name(name) => self.headers.contains_key(name),
+            HeaderKey::Status => true,
+            _ => false,
+        }
+    }
+
+    fn set_pseudo(&mut self, key: &HeaderKey, text: String) {
+        if let (HeaderKey::Status, Some(status)) =
+            (key, text.parse().ok().and_then(|code: u16| StatusCode::from_u16(code).ok()))
+        {
+            self.status = status;
+        }
+    }
+}
+
+/// Applies one level's additions to `head`. All values are made before any is set, so that none sees another.
+fn apply_all<H: Head>(additions: &[Addition], head: &mut H, value: impl Fn(&Addition, &H) -> String) {
+    use AppendAction::{AddIfAbsent, AppendIfExistsOrAdd, OverwriteIfExists, OverwriteIfExistsOrAdd};
+    let mut appended: SmallVec<[(&Addition, String); 4]> = SmallVec::new();
+    let mut overwritten: SmallVec<[(&Addition, String); 4]> = SmallVec::new();
+    for addition in additions {
+        let exists = head.has(&addition.key);
+        let list = match (addition.action, exists) {
+            (AddIfAbsent, true) | (OverwriteIfExists, false) => continue,
+            (AppendIfExistsOrAdd | AddIfAbsent, _) => &mut appended,
+            (OverwriteIfExistsOrAdd | OverwriteIfExists, _) => &mut overwritten,
+        };
+        let text = value(addition, head);
+        if !text.is_empty() || addition.keep_empty {
+            list.push((addition, text));
+        }
+    }
+    for (addition, text) in overwritten {
+        addition.set(head, text, true);
+    }
+    for (addition, text) in appended {
+        addition.set(head, text, false);
     }
 }
 
@@ -112,53 +186,16 @@ impl Addition {
         Some(Self { key: option.key.clone(), value, action: option.action, keep_empty: option.keep_empty })
     }
 
-    fn apply_request(&self, head: &mut RequestHead, info: &StreamInfo) {
-        let text = self.value.header_value(&Facts { request: Some(head), ..Facts::new(info) });
-        let pseudo = |old: &mut Bytes, text: String| {
-            let exists = !old.is_empty();
-            let set = match self.action {
-                AppendAction::AddIfAbsent => !exists,
-                AppendAction::OverwriteIfExists => exists,
-                AppendAction::OverwriteIfExistsOrAdd | AppendAction::AppendIfExistsOrAdd => true,
-            };
-            if set && !text.is_empty() {
-                *old = text.into();
-            }
+    /// Sets the header; a pseudo-header has one value, so that it is overwritten either way.
+    fn set<H: Head>(&self, head: &mut H, text: String, overwrite: bool) {
+        let HeaderKey::Name(name) = &self.key else {
+            return head.set_pseudo(&self.key, text);
         };
-        match &self.key {
-            HeaderKey::Name(name) => self.put(&mut head.headers, name, text),
-            HeaderKey::Authority => pseudo(&mut head.authority, text),
-            HeaderKey::Path => pseudo(&mut head.path, text),
-            HeaderKey::Scheme => pseudo(&mut head.scheme, text),
-            HeaderKey::Method => {
-                if let Ok(method) = Method::from_bytes(text.as_bytes()) {
-                    head.method = method;
-                }
-            }
-            HeaderKey::Status | HeaderKey::Protocol => {}
-        }
-    }
-
-    fn put(&self, headers: &mut HeaderMap, name: &HeaderName, text: String) {
-        if text.is_empty() && !self.keep_empty {
-            return;
-        }
         let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) else { return };
-        match self.action {
-            AppendAction::AppendIfExistsOrAdd => {
-                headers.append(name, value);
-            }
-            AppendAction::AddIfAbsent => {
-                headers.entry(name).or_insert(value);
-            }
-            AppendAction::OverwriteIfExistsOrAdd => {
-                headers.insert(name, value);
-            }
-            AppendAction::OverwriteIfExists => {
-                if headers.contains_key(name) {
-                    headers.insert(name, value);
-                }
-            }
+        if overwrite {
+            head.headers().insert(name, value);
+        } else {
+            head.headers().append(name, value);
         }
     }
 }
@@ -183,7 +220,9 @@ impl Mutations {
                 Mutation::Remove(name) => {
                     head.headers.remove(name);
                 }
-                Mutation::Add(addition) => addition.apply_request(head, info),
+                Mutation::Add(addition) => apply_all(std::slice::from_ref(addition), head, |addition, head| {
+                    addition.value.header_value(&Facts { request: Some(head), ..Facts::new(info) })
+                }),
                 Mutation::RemoveMatching(matcher) => {
                     let names: Vec<_> =
                         head.headers.keys().filter(|name| matcher.matches(name.as_str())).cloned().collect();

@@ -47,7 +47,7 @@ impl MatchedRoute {
         self.route.action.forward()?.cluster.find(self.choice, upstreams, head)
     }
 
-    /// The name of the one cluster that the route names, for logs.
+    /// The one of the weighted clusters that was chosen.
     fn weighted(&self) -> Option<&super::action::WeightedCluster> {
         match &self.route.action.forward()?.cluster {
             Cluster::Weighted(weighted) => weighted.clusters.get(self.choice?),
@@ -55,18 +55,12 @@ impl MatchedRoute {
         }
     }
 
-    /// The header rules of all levels, in the order in which they act.
+    /// The header rules of all levels, in the order in which they act: the weighted cluster's are always the first.
     fn rules(&self) -> [Option<&HeaderRules>; 4] {
-        let mut levels = [
-            self.weighted().map(|w| &w.rules),
-            Some(&self.route.rules),
-            Some(&self.virtual_host.rules),
-            Some(&self.table.rules),
-        ];
-        if self.table.most_specific_wins {
-            levels.reverse();
-        }
-        levels
+        let (route, host, table) = (&self.route.rules, &self.virtual_host.rules, &self.table.rules);
+        let [first, second, third] =
+            if self.table.most_specific_wins { [table, host, route] } else { [route, host, table] };
+        [self.weighted().map(|w| &w.rules), Some(first), Some(second), Some(third)]
     }
 
     /// The most specific configuration of a filter.
@@ -88,6 +82,9 @@ impl MatchedRoute {
             rules.apply_request(head, info);
         }
         let Some(forward) = self.route.action.forward() else { return };
+        if let Some(host) = self.weighted().and_then(|w| w.host_rewrite.as_ref()) {
+            head.authority = host.clone();
+        }
         self.rewrite_host(head, &forward.config.host_rewrite, forward.config.append_x_forwarded_host, keep_originals);
         self.rewrite_path(head, &forward.config.path_rewrite, keep_originals);
     }
@@ -100,7 +97,7 @@ impl MatchedRoute {
     }
 
     fn rewrite_host(&self, head: &mut RequestHead, rewrite: &HostRewrite, append_forwarded: bool, keep: bool) {
-        let host = self.weighted().and_then(|w| w.host_rewrite.clone()).or_else(|| match rewrite {
+        let host = match rewrite {
             HostRewrite::Keep | HostRewrite::Auto => None,
             HostRewrite::Literal(host) => Some(Bytes::copy_from_slice(host.as_bytes())),
             HostRewrite::Header(HeaderKey::Name(name)) => {
@@ -111,7 +108,7 @@ impl MatchedRoute {
             HostRewrite::PathRegex(rewrite) => {
                 std::str::from_utf8(head.path_only()).ok().map(|path| rewrite.apply(path).into())
             }
-        });
+        };
         if let Some(host) = host.filter(|host| !host.is_empty()) {
             set_authority(head, host, append_forwarded, keep);
         }

@@ -2,6 +2,7 @@
 
 use crate::http::{RequestHead, header_names::FORWARDED_PROTO};
 use http::{HeaderValue, StatusCode};
+use std::borrow::Cow;
 use weft_config::route::{PathMatch, RedirectAction, RedirectPath};
 
 /// A compiled redirect.
@@ -35,20 +36,28 @@ impl Redirect {
         };
         let path = std::str::from_utf8(&head.path).ok()?;
         let (plain, query) = path.split_at(path.find('?').unwrap_or(path.len()));
-        let query = if config.strip_query { "" } else { query };
-        let target = match &config.path {
-            RedirectPath::Keep => format!("{plain}{query}"),
-            // A query of its own wins over the request's.
-            RedirectPath::Path(path) if path.contains('?') => path.clone(),
-            RedirectPath::Path(path) => format!("{path}{query}"),
-            RedirectPath::Prefix(prefix) => {
-                format!("{prefix}{}{query}", self.matched_length.and_then(|n| plain.get(n..)).unwrap_or(""))
-            }
-            RedirectPath::Regex(rewrite) => format!("{}{query}", rewrite.apply(plain)),
+        // What stands in place of the path may bring a query of its own, which stripping takes as well.
+        let with_query = |new: Cow<'_, str>| match (config.strip_query, new.is_empty()) {
+            (true, true) => plain.to_owned(),
+            (true, false) => new[..new.find('?').unwrap_or(new.len())].to_owned(),
+            (false, true) => path.to_owned(),
+            (false, false) => [&*new, query].concat(),
         };
+        let target = match &config.path {
+            RedirectPath::Keep => with_query("".into()),
+            // Here its own query is meant, and wins over the request's.
+            RedirectPath::Path(path) if config.strip_query || path.contains('?') => path.clone(),
+            RedirectPath::Path(path) => [path, query].concat(),
+            RedirectPath::Prefix(prefix) => {
+                let rest = self.matched_length.and_then(|n| plain.get(n..)).unwrap_or("");
+                with_query([prefix, rest].concat().into())
+            }
+            RedirectPath::Regex(rewrite) => with_query(rewrite.apply(plain).into()),
+        };
+        let slash = if target.starts_with('/') { "" } else { "/" };
         let location = match config.port {
-            0 => format!("{scheme}://{host}{target}"),
-            port => format!("{scheme}://{host}:{port}{target}"),
+            0 => format!("{scheme}://{host}{slash}{target}"),
+            port => format!("{scheme}://{host}:{port}{slash}{target}"),
         };
         HeaderValue::try_from(location).ok()
     }
