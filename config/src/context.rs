@@ -4,7 +4,7 @@
 //! so that a user sees all of them at once. A `from_proto` that reported a problem may return any value: the caller
 //! of the whole asks [`Context::finish`] and throws the value away if there was one.
 
-use std::{borrow::Cow, fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 use weft_control_api::Problem;
 
 /// Collects problems and ignored fields while a message is read.
@@ -172,18 +172,12 @@ impl Context {
     }
 
     /// A regular expression with RE2's meaning: it must match the whole of its input.
-    pub fn regex(&mut self, name: &str, pattern: &str) -> Option<regex::Regex> {
-        match regex::RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(1 << 22).build() {
-            Ok(regex) => Some(regex),
-            Err(e) => {
-                let why: Cow<'_, str> = match e {
-                    regex::Error::CompiledTooBig(_) => "compiles to more than 4 MiB".into(),
-                    other => other.to_string().lines().last().unwrap_or_default().trim().to_owned().into(),
-                };
+    pub fn regex(&mut self, name: &str, pattern: &str) -> Option<regex::bytes::Regex> {
+        crate::re2::compile(pattern, true)
+            .map_err(|why| {
                 self.problem_at(name, format!("found {pattern:?}, which is no valid regular expression: {why}"));
-                None
-            }
-        }
+            })
+            .ok()
     }
 
     /// True once a problem was reported.

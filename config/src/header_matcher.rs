@@ -51,18 +51,19 @@ impl HeaderMatcher {
     }
 
     /// Tests the header's values; none where it is not there.
-    pub fn matches<'v>(&self, values: impl IntoIterator<Item = &'v str>) -> bool {
+    pub fn matches<'v>(&self, values: impl IntoIterator<Item = &'v [u8]>) -> bool {
         let mut values = values.into_iter().peekable();
         let is_there = values.peek().is_some();
-        let test = |value: &str| match &self.test {
+        let test = |value: &[u8]| match &self.test {
             HeaderTest::Text(matcher) => matcher.matches(value),
-            HeaderTest::Range(start, end) => value.parse::<i64>().is_ok_and(|n| (*start..*end).contains(&n)),
+            HeaderTest::Range(start, end) => std::str::from_utf8(value)
+                .is_ok_and(|text| text.trim().parse::<i64>().is_ok_and(|n| (*start..*end).contains(&n))),
             HeaderTest::Present(_) => true,
         };
         let passes = match &self.test {
             HeaderTest::Present(present) => is_there == *present,
             _ if is_there => values.any(test),
-            _ if self.treat_missing_as_empty => test(""),
+            _ if self.treat_missing_as_empty => test(b""),
             _ => return false,
         };
         passes != self.invert

@@ -7,7 +7,7 @@ use weft_control_api::envoy::config::{
     core::v3::{self as pb},
 };
 
-/// Which header: a real one, or a pseudo-header that may be rewritten.
+/// Which header of a message: a real one, or a pseudo-header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeaderKey {
     Name(HeaderName),
@@ -49,7 +49,7 @@ pub use pb::header_value_option::HeaderAppendAction as AppendAction;
 /// One header to add. The value is a format, compiled by the proxy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeaderValueOption {
-    pub key: HeaderKey,
+    pub name: HeaderName,
     pub value: String,
     pub action: AppendAction,
     /// Adds the header even if its value comes out empty.
@@ -75,8 +75,12 @@ impl HeaderValueOption {
                 }
             }
         };
+        let HeaderKey::Name(name) = HeaderKey::read("header.key", &key, cx)? else {
+            cx.problem_at("header.key", format!("found {key:?}: :-prefixed or host headers may not be modified"));
+            return None;
+        };
         Some(Self {
-            key: HeaderKey::read("header.key", &key, cx)?,
+            name,
             value,
             action: if append == Some(false) { AppendAction::OverwriteIfExistsOrAdd } else { action },
             keep_empty: keep_empty_value,

@@ -25,6 +25,7 @@ pub mod load;
 pub mod load_balancing;
 pub mod metadata;
 pub mod percent;
+pub mod re2;
 pub mod regex_rewrite;
 pub mod route;
 pub mod runtime;

@@ -1,10 +1,11 @@
 //! Replacing what a regular expression finds (`envoy.type.matcher.v3.RegexMatchAndSubstitute`).
 
 use crate::Context;
-use regex::{Captures, Regex, Replacer};
+use regex::bytes::{Captures, Regex, Replacer};
 use weft_control_api::envoy::r#type::matcher::v3 as pb;
 
-/// Every match of the pattern is replaced. The substitution has RE2's form: `\1` is the first group, `\\` a backslash.
+/// Every match of the pattern is replaced. The substitution has RE2's form: `\1` is the first group, `\\` a backslash;
+/// a group that the pattern does not have is empty.
 #[derive(Clone, Debug)]
 pub struct RegexRewrite {
     pattern: Regex,
@@ -21,44 +22,40 @@ impl RegexRewrite {
     pub fn from_proto(p: pb::RegexMatchAndSubstitute, cx: &mut Context) -> Option<Self> {
         let pb::RegexMatchAndSubstitute { pattern, substitution } = p;
         let pattern = cx.required("pattern", pattern)?;
-        let pattern = match Regex::new(&pattern.regex) {
-            Ok(regex) => regex,
-            Err(e) => {
-                let why = e.to_string();
-                let why = why.lines().last().unwrap_or_default();
+        let pattern = crate::re2::compile(&pattern.regex, false)
+            .map_err(|why| {
                 cx.problem_at(
                     "pattern.regex",
                     format!("found {:?}, which is no valid regular expression: {why}", pattern.regex),
                 );
-                return None;
-            }
-        };
-        let parts = parse(&substitution, pattern.captures_len())
+            })
+            .ok()?;
+        let parts = parse(&substitution)
             .map_err(|why| cx.problem_at("substitution", format!("found {substitution:?}: {why}")))
             .ok()?;
         Some(Self { pattern, parts })
     }
 
     /// The text with every match replaced.
-    pub fn apply(&self, text: &str) -> String {
-        self.pattern.replace_all(text, Substitution(&self.parts)).into_owned()
+    pub fn apply(&self, text: impl AsRef<[u8]>) -> Vec<u8> {
+        self.pattern.replace_all(text.as_ref(), Substitution(&self.parts)).into_owned()
     }
 }
 
 struct Substitution<'a>(&'a [Part]);
 
 impl Replacer for Substitution<'_> {
-    fn replace_append(&mut self, captures: &Captures<'_>, out: &mut String) {
+    fn replace_append(&mut self, captures: &Captures<'_>, out: &mut Vec<u8>) {
         for part in self.0 {
             match part {
-                Part::Text(text) => out.push_str(text),
-                Part::Group(n) => out.push_str(captures.get(*n).map_or("", |group| group.as_str())),
+                Part::Text(text) => out.extend_from_slice(text.as_bytes()),
+                Part::Group(n) => out.extend_from_slice(captures.get(*n).map_or(b"", |group| group.as_bytes())),
             }
         }
     }
 }
 
-fn parse(text: &str, groups: usize) -> Result<Vec<Part>, String> {
+fn parse(text: &str) -> Result<Vec<Part>, String> {
     let mut parts = Vec::new();
     let mut plain = String::new();
     let mut chars = text.chars();
@@ -71,9 +68,6 @@ fn parse(text: &str, groups: usize) -> Result<Vec<Part>, String> {
             Some('\\') => plain.push('\\'),
             Some(digit @ '0'..='9') => {
                 let n = digit as usize - '0' as usize;
-                if n >= groups {
-                    return Err(format!("group \\{n} is not in the pattern, which has {}", groups - 1));
-                }
                 if !plain.is_empty() {
                     parts.push(Part::Text(std::mem::take(&mut plain)));
                 }
@@ -104,11 +98,11 @@ mod tests {
     fn groups_and_all_matches() {
         assert_eq!(
             rewrite("^/service/([^/]+)(/.*)$", r"\2/instance/\1").unwrap().apply("/service/foo/v1/api"),
-            "/v1/api/instance/foo"
+            b"/v1/api/instance/foo"
         );
-        assert_eq!(rewrite("one", "two").unwrap().apply("/xxx/one/yyy/one/zzz"), "/xxx/two/yyy/two/zzz");
-        assert_eq!(rewrite("a", r"\\$1").unwrap().apply("xax"), r"x\$1x");
-        assert!(rewrite("a", r"\1").is_err());
+        assert_eq!(rewrite("one", "two").unwrap().apply("/xxx/one/yyy/one/zzz"), b"/xxx/two/yyy/two/zzz");
+        assert_eq!(rewrite("a", r"\\$1").unwrap().apply("xax"), br"x\$1x");
+        assert_eq!(rewrite("a", r"<\1>").unwrap().apply(b"\xffa"), b"\xff<>");
         assert!(rewrite("(", "").is_err());
         assert!(rewrite("a", "\\").is_err());
     }

@@ -151,19 +151,10 @@ impl RouteConfiguration {
         );
         let virtual_hosts =
             cx.elements("virtual_hosts", virtual_hosts, |cx, p| VirtualHost::from_proto(p, &inherited, cx));
-        let mut names = HashSet::new();
-        let mut domains: HashMap<&str, &str> = HashMap::new();
+        let mut domains = HashSet::new();
         for (i, host) in virtual_hosts.iter().enumerate() {
-            if !names.insert(&host.name) {
-                cx.element("virtual_hosts", i, |cx| {
-                    cx.problem_at(
-                        "name",
-                        format!("found {:?} a second time: virtual host names must be unique", host.name),
-                    );
-                });
-            }
             for domain in &host.domains {
-                if domains.insert(domain, &host.name).is_some() {
+                if !domains.insert(domain) {
                     let path = format!("virtual_hosts[{i}].domains");
                     cx.problem_at(
                         &path,
@@ -245,19 +236,16 @@ impl VirtualHost {
             buffer_limit: request_body_buffer_limit.or(per_request_buffer_limit_bytes.map(u64::from)),
             max_direct_response: inherited.max_direct_response,
         };
-        let domains = cx.elements("domains", domains, |cx, domain| {
-            if domain.len() > 1 && domain.contains('*') && domain.starts_with('*') && domain.ends_with('*') {
-                cx.problem(format!("found {domain:?}: a wildcard stands at the start or at the end, not both"));
-            }
-            Some(domain.to_ascii_lowercase())
-        });
         Some(Self {
             name,
-            domains,
+            domains: domains.into_iter().map(|domain| domain.to_ascii_lowercase()).collect(),
             routes: cx.elements("routes", routes, |cx, p| Route::from_proto(p, &inherited, cx)),
             require_tls: cx.enumeration("require_tls", require_tls),
             virtual_clusters: cx.elements("virtual_clusters", virtual_clusters, |cx, p| {
                 let pb::VirtualCluster { headers, name } = p;
+                if headers.is_empty() {
+                    cx.problem_at("headers", "is required");
+                }
                 Some(VirtualCluster {
                     name,
                     headers: cx.elements("headers", headers, |cx, p| HeaderMatcher::from_proto(p, cx)),

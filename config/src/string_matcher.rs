@@ -3,7 +3,7 @@
 //! Compiled when configuration is read; matching allocates nothing.
 
 use crate::Context;
-use regex::Regex;
+use regex::bytes::Regex;
 use weft_control_api::envoy::r#type::matcher::v3::{self as pb, string_matcher::MatchPattern};
 
 /// A test of a text.
@@ -48,8 +48,8 @@ impl StringMatcher {
     }
 
     /// True if `text` passes the test.
-    pub fn matches(&self, text: &str) -> bool {
-        let (text, ignore) = (text.as_bytes(), self.ignore_case);
+    pub fn matches(&self, text: impl AsRef<[u8]>) -> bool {
+        let (text, ignore) = (text.as_ref(), self.ignore_case);
         let same = |a: &[u8], b: &[u8]| if ignore { a.eq_ignore_ascii_case(b) } else { a == b };
         match &self.pattern {
             Pattern::Exact(exact) => same(text, exact.as_bytes()),
@@ -60,7 +60,7 @@ impl StringMatcher {
             Pattern::Contains(part) => {
                 part.is_empty() || text.windows(part.len()).any(|window| same(window, part.as_bytes()))
             }
-            Pattern::Regex(regex) => std::str::from_utf8(text).is_ok_and(|text| regex.is_match(text)),
+            Pattern::Regex(regex) => regex.is_match(text),
         }
     }
 }

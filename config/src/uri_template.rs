@@ -1,26 +1,16 @@
-//! URI templates of routes (`envoy.extensions.path.match.uri_template.v3`): `/users/{id}/posts/{rest=**}`.
+//! URI templates of routes (`envoy.extensions.path.match.uri_template.v3`): `/users/{id}/posts/{rest=**}`, and the
+//! rewrites that go with them.
 
-/// A parsed template: one element for each path segment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+use crate::re2;
+use regex::bytes::Regex;
+use std::fmt::Write as _;
+
+/// A compiled template.
+#[derive(Clone, Debug)]
 pub struct UriTemplate {
-    elements: Vec<Element>,
+    regex: Regex,
+    names: Vec<String>,
 }
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Element {
-    Literal(String),
-    /// `*`
-    One,
-    /// `**`, with what must come after it in the last segment.
-    Rest(String),
-    Variable {
-        name: String,
-        pattern: Vec<Element>,
-    },
-}
-
-/// What the variables of a template stood for.
-pub type Captures<'p> = Vec<(String, &'p str)>;
 
 /// What a rewrite is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,145 +24,171 @@ enum RewritePart {
     Variable(String),
 }
 
-const LITERAL: &str = "-._~!$&'()+,;:@%";
 const MOST_VARIABLES: usize = 5;
+const LONGEST_NAME: usize = 16;
+/// `*` is one segment, `**` any number of them, of these characters.
+const SEGMENT: &str = r"[-a-zA-Z0-9._~%!$&'()*+,;:@=]+";
+const SEGMENTS: &str = r"[-a-zA-Z0-9._~%!$&'()*+,;:@=/]*";
 
 fn is_literal(c: char) -> bool {
-    c.is_ascii_alphanumeric() || LITERAL.contains(c)
+    c.is_ascii_alphanumeric() || "-._~%!$&'()+,;:@=".contains(c)
 }
 
 fn is_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= 16
+    name.len() <= LONGEST_NAME
         && name.starts_with(|c: char| c.is_ascii_alphabetic())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+/// Turns a template into a regular expression.
+#[derive(Default)]
+struct Parser {
+    out: String,
+    names: Vec<String>,
+    /// A `**` was there; no other wildcard may follow.
+    had_rest: bool,
 }
 
 impl UriTemplate {
     /// Parses a template, or says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut rest = text.strip_prefix('/').ok_or("a template starts with a slash")?;
-        let mut elements = Vec::new();
-        loop {
-            let element = if let Some(body) = rest.strip_prefix('{') {
+        if let Some(bad) = text.chars().find(|c| !c.is_ascii_graphic()) {
+            return Err(format!("{bad:?} may not stand in a template"));
+        }
+        let rest = text.strip_prefix('/').ok_or("a template starts with a slash")?;
+        let mut parser = Parser::default();
+        parser.out.push('/');
+        parser.path(rest)?;
+        let regex = re2::compile(&parser.out, true)?;
+        Ok(Self { regex, names: parser.names })
+    }
+
+    /// True if it takes a whole path (without query).
+    pub fn matches(&self, path: &[u8]) -> bool {
+        self.regex.is_match(path)
+    }
+
+    /// The path that `rewrite` makes of one that the template takes.
+    pub fn rewrite(&self, path: &[u8], rewrite: &UriTemplateRewrite) -> Option<Vec<u8>> {
+        let captures = self.regex.captures(path)?;
+        let mut new = Vec::with_capacity(path.len());
+        for part in &rewrite.parts {
+            match part {
+                RewritePart::Literal(text) => new.extend_from_slice(text.as_bytes()),
+                RewritePart::Variable(name) => {
+                    let group = self.names.iter().position(|known| known == name)?;
+                    new.extend_from_slice(captures.get(group + 1).map_or(b"", |group| group.as_bytes()));
+                }
+            }
+        }
+        Some(new)
+    }
+}
+
+impl Parser {
+    /// A literal may stand before a variable in a segment; a literal after one is the template's end.
+    fn path(&mut self, mut rest: &str) -> Result<(), String> {
+        while !rest.is_empty() {
+            if let Some(after) = self.wildcard(rest)? {
+                rest = after;
+            } else if let Some(body) = rest.strip_prefix('{') {
                 let (body, after) = body.split_once('}').ok_or("an opening brace has no closing one")?;
+                self.variable(body)?;
                 rest = after;
-                variable(body)?
             } else {
-                let end = rest.find(['/', '{']).unwrap_or(rest.len());
-                let (segment, after) = rest.split_at(end);
-                rest = after;
-                segment_of(segment)?
-            };
-            elements.push(element);
-            if rest.is_empty() {
-                break;
-            }
-            // `**` may be followed by a literal suffix.
-            let is_rest = matches!(elements.last(), Some(Element::Rest(_)))
-                || matches!(elements.last(), Some(Element::Variable { pattern, .. }) if matches!(pattern.last(), Some(Element::Rest(_))));
-            if is_rest {
-                if rest.chars().all(is_literal) {
-                    elements.push(Element::Rest(rest.to_owned()));
-                    break;
+                rest = self.literal(rest)?;
+                if !rest.starts_with('/') {
+                    continue;
                 }
-                return Err("nothing but a literal suffix follows **".into());
             }
-            rest = rest.strip_prefix('/').ok_or("a variable fills its whole segment")?;
-        }
-        let names: Vec<&str> = elements
-            .iter()
-            .filter_map(|e| match e {
-                Element::Variable { name, .. } => Some(name.as_str()),
-                _ => None,
-            })
-            .collect();
-        if names.len() > MOST_VARIABLES {
-            return Err(format!("found {} variables, allowed are {MOST_VARIABLES}", names.len()));
-        }
-        if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
-            return Err(format!("variable {} stands twice", twice.1));
-        }
-        Ok(Self { elements })
-    }
-
-    /// Matches a whole path (without query) and says what the variables stand for.
-    pub fn matches<'p>(&self, path: &'p str) -> Option<Captures<'p>> {
-        let mut captures = Vec::new();
-        let rest = path.strip_prefix('/')?;
-        let end = walk(&self.elements, rest, &mut captures)?;
-        end.is_empty().then_some(captures)
-    }
-
-    /// The names of the variables.
-    pub fn variables(&self) -> impl Iterator<Item = &str> {
-        self.elements.iter().filter_map(|e| match e {
-            Element::Variable { name, .. } => Some(name.as_str()),
-            _ => None,
-        })
-    }
-}
-
-fn segment_of(segment: &str) -> Result<Element, String> {
-    match segment {
-        "*" => Ok(Element::One),
-        "**" => Ok(Element::Rest(String::new())),
-        _ => match segment.strip_prefix("**") {
-            Some(suffix) if suffix.chars().all(is_literal) => Ok(Element::Rest(suffix.into())),
-            None if segment.chars().all(is_literal) => Ok(Element::Literal(segment.into())),
-            _ => Err(format!("{segment:?} is neither a literal, nor * or **")),
-        },
-    }
-}
-
-fn variable(body: &str) -> Result<Element, String> {
-    let (name, pattern) = body.split_once('=').unwrap_or((body, "*"));
-    if !is_name(name) {
-        return Err(format!("{name:?} is no variable name: a letter, then up to 15 letters, digits or _"));
-    }
-    let pattern = pattern.split('/').map(segment_of).collect::<Result<Vec<_>, _>>()?;
-    if pattern.iter().rev().skip(1).any(|e| matches!(e, Element::Rest(_))) {
-        return Err("nothing follows **".into());
-    }
-    Ok(Element::Variable { name: name.into(), pattern })
-}
-
-/// Walks the elements over the path's segments; gives what is left of the path.
-fn walk<'p>(elements: &[Element], mut rest: &'p str, captures: &mut Captures<'p>) -> Option<&'p str> {
-    for (i, element) in elements.iter().enumerate() {
-        if i > 0
-            && !matches!((&elements[i - 1], element), (Element::Rest(_) | Element::Variable { .. }, Element::Rest(_)) if rest.is_empty())
-        {
-            rest = rest.strip_prefix('/')?;
-        }
-        let segment_end = rest.find('/').unwrap_or(rest.len());
-        match element {
-            Element::Literal(literal) => {
-                if rest[..segment_end] != **literal {
-                    return None;
+            match rest.strip_prefix('/') {
+                Some(after) => {
+                    self.out.push('/');
+                    rest = after;
                 }
-                rest = &rest[segment_end..];
-            }
-            Element::One => {
-                if segment_end == 0 {
-                    return None;
+                None if rest.chars().all(is_literal) => {
+                    self.quoted(rest);
+                    return Ok(());
                 }
-                rest = &rest[segment_end..];
-            }
-            Element::Rest(suffix) => {
-                if !rest.ends_with(suffix.as_str()) {
-                    return None;
-                }
-                rest = "";
-            }
-            Element::Variable { name, pattern } => {
-                let start = rest;
-                rest = walk(pattern, rest, captures)?;
-                captures.push((name.clone(), &start[..start.len() - rest.len()]));
+                None => return Err(format!("{rest:?} is no literal")),
             }
         }
+        Ok(())
     }
-    Some(rest)
+
+    fn wildcard<'t>(&mut self, rest: &'t str) -> Result<Option<&'t str>, String> {
+        let (regex, after) = match (rest.strip_prefix("**"), rest.strip_prefix('*')) {
+            (Some(after), _) => (SEGMENTS, after),
+            (None, Some(after)) => (SEGMENT, after),
+            (None, None) => return Ok(None),
+        };
+        if self.had_rest {
+            return Err("no wildcard follows **".into());
+        }
+        self.had_rest = regex == SEGMENTS;
+        self.out.push_str(regex);
+        Ok(Some(after))
+    }
+
+    fn literal<'t>(&mut self, rest: &'t str) -> Result<&'t str, String> {
+        let (literal, after) = rest.split_at(rest.find(|c| !is_literal(c)).unwrap_or(rest.len()));
+        if literal.is_empty() {
+            return Err(format!("{rest:?} begins with what is neither a literal, nor a wildcard or variable"));
+        }
+        if after.starts_with('*') {
+            return Err(format!("{rest:?} has a wildcard that does not fill its segment"));
+        }
+        self.quoted(literal);
+        Ok(after)
+    }
+
+    /// Inside braces: `name` or `name=pattern`.
+    fn variable(&mut self, body: &str) -> Result<(), String> {
+        let (name, pattern) = body.split_once('=').unwrap_or((body, "*"));
+        if !is_name(name) {
+            return Err(format!(
+                "{name:?} is no variable name: a letter, then letters, digits or _, {LONGEST_NAME} at the most"
+            ));
+        }
+        if self.names.iter().any(|known| known == name) {
+            return Err(format!("variable {name} stands twice"));
+        }
+        if self.names.len() == MOST_VARIABLES {
+            return Err(format!("there are more than {MOST_VARIABLES} variables"));
+        }
+        self.names.push(name.to_owned());
+        if pattern.is_empty() {
+            return Err(format!("variable {name} has an empty pattern"));
+        }
+        self.out.push('(');
+        let mut rest = pattern;
+        while !rest.is_empty() {
+            match self.wildcard(rest)? {
+                Some(after) => rest = after,
+                None => {
+                    rest = self.literal(rest)?;
+                    if !rest.starts_with('/') {
+                        continue;
+                    }
+                }
+            }
+            match rest.strip_prefix('/') {
+                Some(after) if !after.is_empty() => {
+                    self.out.push('/');
+                    rest = after;
+                }
+                None if rest.is_empty() => {}
+                _ => return Err(format!("{rest:?} may not end a variable's pattern")),
+            }
+        }
+        self.out.push(')');
+        Ok(())
+    }
+
+    fn quoted(&mut self, literal: &str) {
+        // Writing to a String cannot fail.
+        let _ = write!(self.out, r"\Q{literal}\E");
+    }
 }
 
 impl UriTemplateRewrite {
@@ -181,11 +197,14 @@ impl UriTemplateRewrite {
         if !text.starts_with('/') {
             return Err("a rewrite starts with a slash".into());
         }
+        if text.contains("//") {
+            return Err("two slashes may not follow each other".into());
+        }
         let mut parts = Vec::new();
         let mut rest = text;
         while !rest.is_empty() {
             let (literal, after) = rest.split_at(rest.find('{').unwrap_or(rest.len()));
-            if let Some(bad) = literal.chars().find(|c| *c != '/' && !is_literal(*c)) {
+            if let Some(bad) = literal.chars().find(|c| !"/*".contains(*c) && !is_literal(*c)) {
                 return Err(format!("{bad:?} may not stand in a path"));
             }
             if !literal.is_empty() {
@@ -204,24 +223,10 @@ impl UriTemplateRewrite {
     /// Says which variable `template` does not have, if there is one.
     pub fn check(&self, template: &UriTemplate) -> Result<(), String> {
         let unknown = self.parts.iter().find_map(|part| match part {
-            RewritePart::Variable(name) if !template.variables().any(|known| known == name) => Some(name),
+            RewritePart::Variable(name) if !template.names.contains(name) => Some(name),
             _ => None,
         });
         unknown.map_or(Ok(()), |name| Err(format!("variable {name:?} is not in the route's template")))
-    }
-
-    /// The new path.
-    pub fn apply(&self, captures: &Captures<'_>) -> String {
-        let mut path = String::new();
-        for part in &self.parts {
-            match part {
-                RewritePart::Literal(text) => path.push_str(text),
-                RewritePart::Variable(name) => {
-                    path.push_str(captures.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value));
-                }
-            }
-        }
-        path
     }
 }
 
@@ -232,7 +237,9 @@ mod tests {
     fn run(template: &str, rewrite: &str, path: &str) -> Option<String> {
         let template = UriTemplate::parse(template).unwrap();
         let rewrite = UriTemplateRewrite::parse(rewrite).unwrap();
-        template.matches(path).map(|captures| rewrite.apply(&captures))
+        rewrite.check(&template).unwrap();
+        assert_eq!(template.matches(path.as_bytes()), template.rewrite(path.as_bytes(), &rewrite).is_some());
+        template.rewrite(path.as_bytes(), &rewrite).map(|new| String::from_utf8(new).unwrap())
     }
 
     #[test]
@@ -246,15 +253,40 @@ mod tests {
         assert_eq!(run("/one/*", "/x", "/one/x/y"), None);
         assert_eq!(run("/one/*", "/x", "/one"), None);
         assert_eq!(run("/a/{v=x/*}/b", "/{v}", "/a/x/1/b").as_deref(), Some("/x/1"));
+        assert_eq!(run("/{v=**}.m3u8", "/r/{v}", "/a/b.m3u8").as_deref(), Some("/r/a/b"));
+        assert_eq!(run("/a{v}.c", "/{v}", "/abc.c").as_deref(), Some("/bc"));
+        assert_eq!(run("/{v}/**", "/{v}", "/a"), None);
+        assert_eq!(run("/**", "/x", "/a/{b}"), None);
     }
 
     #[test]
     fn bad_templates() {
-        for bad in ["a", "/{", "/{1a}", "/{a}/{a}", "/{a}{b}", "/**/x", "/a b", "/{a=}x", "/{a}/{b}/{c}/{d}/{e}/{f}"] {
+        for bad in [
+            "a",
+            "/{",
+            "/{1a}",
+            "/{a}/{a}",
+            "/{a}{b}",
+            "/a b",
+            "/{a=}x",
+            "/{a}/{b}/{c}/{d}/{e}/{f}",
+            "//a",
+            "/{a=**}/{b}",
+            "/**/*",
+            "/{a=*a}",
+            "/{a=x/}",
+            "/{a=/x}",
+            "/}",
+            "/a[b",
+            "/{a-b}",
+            "/{abcdefghijklmnopq}",
+            "/a*",
+            "/***",
+        ] {
             assert!(UriTemplate::parse(bad).is_err(), "{bad}");
         }
         let template = UriTemplate::parse("/{a}").unwrap();
         assert!(UriTemplateRewrite::parse("/{b}").unwrap().check(&template).is_err());
-        assert!(UriTemplateRewrite::parse("x").is_err());
+        assert!(UriTemplateRewrite::parse("x").is_err() && UriTemplateRewrite::parse("//").is_err());
     }
 }

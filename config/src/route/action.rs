@@ -13,7 +13,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 use weft_control_api::envoy::{
     config::{core::v3 as core, route::v3 as pb},
     extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig,
@@ -86,6 +86,8 @@ pub enum PathRewrite {
     Regex(RegexRewrite),
     /// Of what the route's template matched.
     Template(UriTemplateRewrite),
+    /// A format over the request, compiled by the proxy; its value is the path without the query.
+    Format(String),
 }
 
 /// What becomes of the authority.
@@ -97,6 +99,8 @@ pub enum HostRewrite {
     Auto,
     Header(HeaderKey),
     PathRegex(RegexRewrite),
+    /// A format over the request, compiled by the proxy.
+    Format(String),
 }
 
 /// A copy of requests for another cluster.
@@ -185,6 +189,8 @@ pub enum RedirectPath {
     Path(String),
     Prefix(String),
     Regex(RegexRewrite),
+    /// A format over the request, compiled by the proxy.
+    Format(String),
 }
 
 /// A response that we give without an upstream.
@@ -228,7 +234,6 @@ impl RouteAction {
             cluster_specifier,
             host_rewrite_specifier,
         } = p;
-        cx.unsupported_if("path_rewrite", !path_rewrite.is_empty());
         cx.unsupported_if("early_data_policy", early_data_policy.is_some());
         cx.unsupported_if("retry_policy_typed_config", retry_policy_typed_config.is_some());
         cx.unsupported_if("rate_limits", !rate_limits.is_empty());
@@ -244,11 +249,18 @@ impl RouteAction {
                 NotFound::NotFound => StatusCode::NOT_FOUND,
                 NotFound::InternalServerError => StatusCode::INTERNAL_SERVER_ERROR,
             };
-        let set = [!prefix_rewrite.is_empty(), regex_rewrite.is_some(), path_rewrite_policy.is_some()];
+        let set = [
+            !prefix_rewrite.is_empty(),
+            regex_rewrite.is_some(),
+            path_rewrite_policy.is_some(),
+            !path_rewrite.is_empty(),
+        ];
         if set.iter().filter(|set| **set).count() > 1 {
-            cx.problem("only one of prefix_rewrite, regex_rewrite, path_rewrite_policy can be set");
+            cx.problem("only one of prefix_rewrite, regex_rewrite, path_rewrite_policy, path_rewrite can be set");
         }
-        let path_rewrite = if let Some(p) = regex_rewrite {
+        let path_rewrite = if !path_rewrite.is_empty() {
+            Some(PathRewrite::Format(path_rewrite))
+        } else if let Some(p) = regex_rewrite {
             cx.field("regex_rewrite", |cx| RegexRewrite::from_proto(p, cx)).map(PathRewrite::Regex)
         } else if let Some(p) = path_rewrite_policy {
             cx.field("path_rewrite_policy", |cx| {
@@ -274,16 +286,15 @@ impl RouteAction {
             None | Some(Host::AutoHostRewrite(false)) => Some(HostRewrite::Keep),
             Some(Host::HostRewriteLiteral(host)) => Some(HostRewrite::Literal(host)),
             Some(Host::AutoHostRewrite(true)) => Some(HostRewrite::Auto),
+            // A header without a name is never there.
+            Some(Host::HostRewriteHeader(name)) if name.is_empty() => Some(HostRewrite::Keep),
             Some(Host::HostRewriteHeader(name)) => {
                 HeaderKey::read("host_rewrite_header", &name, cx).map(HostRewrite::Header)
             }
             Some(Host::HostRewritePathRegex(p)) => {
                 cx.field("host_rewrite_path_regex", |cx| RegexRewrite::from_proto(p, cx)).map(HostRewrite::PathRegex)
             }
-            Some(Host::HostRewrite(_)) => {
-                cx.problem_at("host_rewrite", "is not supported");
-                None
-            }
+            Some(Host::HostRewrite(format)) => Some(HostRewrite::Format(format)),
         };
         use pb::route_action::ClusterSpecifier as Specifier;
         let cluster = match cluster_specifier {
@@ -307,6 +318,7 @@ impl RouteAction {
                 None
             }
         };
+        let mut upgrade_types = HashSet::new();
         let mirrors = mirrors(request_mirror_policies, cx);
         let retry = match retry_policy {
             Some(p) => cx.field("retry_policy", |cx| RetryPolicy::from_proto(p, cx)),
@@ -327,6 +339,9 @@ impl RouteAction {
             grpc_timeout_offset: cx.duration("grpc_timeout_offset", grpc_timeout_offset),
             upgrades: cx.elements("upgrade_configs", upgrade_configs, |cx, p| {
                 let pb::route_action::UpgradeConfig { upgrade_type, enabled, connect_config } = p;
+                if !upgrade_types.insert(upgrade_type.to_ascii_lowercase()) {
+                    cx.problem_at("upgrade_type", format!("found {upgrade_type:?} a second time"));
+                }
                 if connect_config.is_some() && !upgrade_type.eq_ignore_ascii_case("CONNECT") {
                     cx.problem_at("connect_config", "can only be set for upgrade_type CONNECT");
                 }
@@ -547,9 +562,13 @@ impl InternalRedirectPolicy {
             }),
             allow_cross_scheme_redirect,
             response_headers_to_copy: cx.elements("response_headers_to_copy", response_headers_to_copy, |cx, name| {
-                HeaderName::try_from(&name)
-                    .map_err(|_| cx.problem(format!("found {name:?}, which is no header name")))
-                    .ok()
+                match HeaderKey::read("", &name, cx)? {
+                    HeaderKey::Name(name) => Some(name),
+                    _ => {
+                        cx.problem(format!("found {name:?}: :-prefixed headers or Hosts may not be specified here"));
+                        None
+                    }
+                }
             }),
         })
     }
@@ -576,10 +595,8 @@ impl RedirectAction {
             Some(Path::RegexRewrite(p)) => {
                 RedirectPath::Regex(cx.field("regex_rewrite", |cx| RegexRewrite::from_proto(p, cx))?)
             }
-            Some(Path::PathRewrite(_)) => {
-                cx.problem_at("path_rewrite", "is not supported");
-                return None;
-            }
+            Some(Path::PathRewrite(format)) if format.is_empty() => RedirectPath::Keep,
+            Some(Path::PathRewrite(format)) => RedirectPath::Format(format),
         };
         Some(Self {
             host: host_redirect,

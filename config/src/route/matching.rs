@@ -5,10 +5,10 @@ use crate::{
     header_matcher::{CookieMatcher, HeaderMatcher, QueryParameterMatcher},
     metadata::MetadataMatcher,
     percent::RuntimeFractionalPercent,
-    string_matcher::StringMatcher,
+    string_matcher::{StringMatcher, regex_of},
     uri_template::UriTemplate,
 };
-use regex::Regex;
+use regex::bytes::Regex;
 use weft_control_api::envoy::{
     config::route::v3 as pb, extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig,
     r#type::matcher::v3 as matcher,
@@ -67,9 +67,7 @@ impl RouteMatch {
         let path = match path_specifier {
             Some(PathSpecifier::Prefix(prefix)) => Some(PathMatch::Prefix(prefix)),
             Some(PathSpecifier::Path(path)) => Some(PathMatch::Exact(path)),
-            Some(PathSpecifier::SafeRegex(p)) => {
-                cx.field("safe_regex", |cx| cx.regex("regex", &p.regex)).map(PathMatch::Regex)
-            }
+            Some(PathSpecifier::SafeRegex(p)) => cx.field("safe_regex", |cx| regex_of(p, cx)).map(PathMatch::Regex),
             Some(PathSpecifier::ConnectMatcher(_)) => Some(PathMatch::Connect),
             Some(PathSpecifier::PathSeparatedPrefix(prefix)) => Some(PathMatch::SeparatedPrefix(prefix)),
             Some(PathSpecifier::PathMatchPolicy(p)) => cx.field("path_match_policy", |cx| {

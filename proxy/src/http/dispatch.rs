@@ -67,7 +67,7 @@ pub async fn dispatch(stream: &mut Stream, request: &mut Pump, responder: &mut R
             Action::Redirect(redirect) => {
                 stream.connection.stats.rq_redirect.inc();
                 let mut reply = LocalReply::new(redirect.status, "", "direct_response");
-                if let Some(location) = redirect.location(&stream.request) {
+                if let Some(location) = redirect.location(&stream.request, &stream.info) {
                     reply.headers.insert(header::LOCATION, location);
                 }
                 return Answer::Local(reply.by_router());

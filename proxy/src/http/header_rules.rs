@@ -6,11 +6,11 @@ use crate::observe::{
     format::{Facts, Format},
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 use weft_config::{
     Context,
-    header_value::{AppendAction, HeaderChanges, HeaderKey, HeaderMutation, HeaderValueOption},
+    header_value::{AppendAction, HeaderChanges, HeaderMutation, HeaderValueOption},
     string_matcher::StringMatcher,
 };
 
@@ -29,7 +29,7 @@ struct Side {
 
 #[derive(Debug)]
 struct Addition {
-    key: HeaderKey,
+    name: HeaderName,
     value: Format,
     action: AppendAction,
     keep_empty: bool,
@@ -71,7 +71,7 @@ impl HeaderRules {
         for name in &self.request.remove {
             head.headers.remove(name);
         }
-        apply_all(&self.request.add, head, |addition, head| {
+        apply_all(&self.request.add, head, request_headers, |addition, head| {
             addition.value.header_value(&Facts { request: Some(head), ..Facts::new(info) })
         });
     }
@@ -80,96 +80,53 @@ impl HeaderRules {
         for name in &self.response.remove {
             head.headers.remove(name);
         }
-        apply_all(&self.response.add, head, |addition, head| {
-            addition.value.header_value(&Facts { request: Some(request), response: Some(head), ..Facts::new(info) })
-        });
+        apply_all(
+            &self.response.add,
+            head,
+            |head| &mut head.headers,
+            |addition, head| {
+                addition.value.header_value(&Facts { request: Some(request), response: Some(head), ..Facts::new(info) })
+            },
+        );
     }
 }
 
-/// A head that headers are put into.
-trait Head {
-    fn headers(&mut self) -> &mut HeaderMap;
-    fn has(&self, key: &HeaderKey) -> bool;
-    /// Sets a pseudo-header. A value that it cannot have changes nothing.
-    fn set_pseudo(&mut self, key: &HeaderKey, text: String);
-}
-
-impl Head for RequestHead {
-    fn headers(&mut self) -> &mut HeaderMap {
-        &mut self.headers
-    }
-
-    fn has(&self, key: &HeaderKey) -> bool {
-        match key {
-            HeaderKey::Name(name) => self.headers.contains_key(name),
-            HeaderKey::Authority => !self.authority.is_empty(),
-            HeaderKey::Path => !self.path.is_empty(),
-            HeaderKey::Scheme => !self.scheme.is_empty(),
-            HeaderKey::Method => true,
-            HeaderKey::Protocol | HeaderKey::Status => false,
-        }
-    }
-
-    fn set_pseudo(&mut self, key: &HeaderKey, text: String) {
-        match key {
-            HeaderKey::Authority => self.authority = text.into(),
-            HeaderKey::Path => self.path = text.into(),
-            HeaderKey::Scheme => self.scheme = text.into(),
-            HeaderKey::Method => {
-                if let Ok(method) = Method::from_bytes(text.as_bytes()) {
-                    self.method = method;
-                }
-            }
-            HeaderKey::Name(_) | HeaderKey::Protocol | HeaderKey::Status => {}
-        }
-    }
-}
-
-impl Head for ResponseHead {
-    fn headers(&mut self) -> &mut HeaderMap {
-        &mut self.headers
-    }
-
-    fn has(&self, key: &HeaderKey) -> bool {
-        match key {
-            HeaderKey::Name(name) => self.headers.contains_key(name),
-            HeaderKey::Status => true,
-            _ => false,
-        }
-    }
-
-    fn set_pseudo(&mut self, key: &HeaderKey, text: String) {
-        if let (HeaderKey::Status, Some(status)) =
-            (key, text.parse().ok().and_then(|code: u16| StatusCode::from_u16(code).ok()))
-        {
-            self.status = status;
-        }
-    }
-}
-
-/// Applies one level's additions to `head`. All values are made before any is set, so that none sees another.
-fn apply_all<H: Head>(additions: &[Addition], head: &mut H, value: impl Fn(&Addition, &H) -> String) {
+/// Applies one level's additions. All values are made before any is set, so that none sees another.
+fn apply_all<H>(
+    additions: &[Addition],
+    head: &mut H,
+    headers: fn(&mut H) -> &mut HeaderMap,
+    value: impl Fn(&Addition, &H) -> String,
+) {
     use AppendAction::{AddIfAbsent, AppendIfExistsOrAdd, OverwriteIfExists, OverwriteIfExistsOrAdd};
-    let mut appended: SmallVec<[(&Addition, String); 4]> = SmallVec::new();
-    let mut overwritten: SmallVec<[(&Addition, String); 4]> = SmallVec::new();
+    let mut appended: SmallVec<[(&HeaderName, HeaderValue); 4]> = SmallVec::new();
+    let mut overwritten: SmallVec<[(&HeaderName, HeaderValue); 4]> = SmallVec::new();
     for addition in additions {
-        let exists = head.has(&addition.key);
+        let exists = headers(head).contains_key(&addition.name);
         let list = match (addition.action, exists) {
             (AddIfAbsent, true) | (OverwriteIfExists, false) => continue,
             (AppendIfExistsOrAdd | AddIfAbsent, _) => &mut appended,
             (OverwriteIfExistsOrAdd | OverwriteIfExists, _) => &mut overwritten,
         };
         let text = value(addition, head);
-        if !text.is_empty() || addition.keep_empty {
-            list.push((addition, text));
+        if text.is_empty() && !addition.keep_empty {
+            continue;
+        }
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
+            list.push((&addition.name, value));
         }
     }
-    for (addition, text) in overwritten {
-        addition.set(head, text, true);
+    let headers = headers(head);
+    for (name, value) in overwritten {
+        headers.insert(name, value);
     }
-    for (addition, text) in appended {
-        addition.set(head, text, false);
+    for (name, value) in appended {
+        headers.append(name, value);
     }
+}
+
+fn request_headers(head: &mut RequestHead) -> &mut HeaderMap {
+    &mut head.headers
 }
 
 fn additions(name: &str, options: &[HeaderValueOption], cx: &mut Context) -> Vec<Addition> {
@@ -183,20 +140,7 @@ fn additions(name: &str, options: &[HeaderValueOption], cx: &mut Context) -> Vec
 impl Addition {
     fn compile(option: &HeaderValueOption, cx: &mut Context) -> Option<Self> {
         let value = cx.field("header.value", |cx| Format::compile_text(&option.value, cx))?;
-        Some(Self { key: option.key.clone(), value, action: option.action, keep_empty: option.keep_empty })
-    }
-
-    /// Sets the header; a pseudo-header has one value, so that it is overwritten either way.
-    fn set<H: Head>(&self, head: &mut H, text: String, overwrite: bool) {
-        let HeaderKey::Name(name) = &self.key else {
-            return head.set_pseudo(&self.key, text);
-        };
-        let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) else { return };
-        if overwrite {
-            head.headers().insert(name, value);
-        } else {
-            head.headers().append(name, value);
-        }
+        Some(Self { name: option.name.clone(), value, action: option.action, keep_empty: option.keep_empty })
     }
 }
 
@@ -220,9 +164,11 @@ impl Mutations {
                 Mutation::Remove(name) => {
                     head.headers.remove(name);
                 }
-                Mutation::Add(addition) => apply_all(std::slice::from_ref(addition), head, |addition, head| {
-                    addition.value.header_value(&Facts { request: Some(head), ..Facts::new(info) })
-                }),
+                Mutation::Add(addition) => {
+                    apply_all(std::slice::from_ref(addition), head, request_headers, |addition, head| {
+                        addition.value.header_value(&Facts { request: Some(head), ..Facts::new(info) })
+                    });
+                }
                 Mutation::RemoveMatching(matcher) => {
                     let names: Vec<_> =
                         head.headers.keys().filter(|name| matcher.matches(name.as_str())).cloned().collect();

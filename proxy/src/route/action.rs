@@ -34,6 +34,9 @@ pub struct Forward {
     pub cluster: Cluster,
     pub mirrors: Vec<Mirror>,
     pub include_attempt_count: bool,
+    /// Make the new host and path, where formats do.
+    pub(super) host_format: Option<Format>,
+    pub(super) path_format: Option<Format>,
 }
 
 /// Which cluster.
@@ -92,10 +95,24 @@ impl Compiler<'_> {
                     cluster: self.cluster(&action.cluster, cx),
                     mirrors: action.mirrors.iter().map(|mirror| self.mirror(mirror, cx)).collect(),
                     include_attempt_count: self.host.include_request_attempt_count,
+                    host_format: match &action.host_rewrite {
+                        config::HostRewrite::Format(text) => {
+                            cx.field("host_rewrite", |cx| Format::compile_log_text(text, cx))
+                        }
+                        _ => None,
+                    },
+                    path_format: match &action.path_rewrite {
+                        config::PathRewrite::Format(text) => {
+                            cx.field("path_rewrite", |cx| Format::compile_text(text, cx))
+                        }
+                        _ => None,
+                    },
                     config: (**action).clone(),
                 }))
             }),
-            RouteActionKind::Redirect(redirect) => Action::Redirect(Redirect::new(redirect, &route.matching.path)),
+            RouteActionKind::Redirect(redirect) => {
+                cx.field("redirect", |cx| Action::Redirect(Redirect::compile(redirect, &route.matching.path, cx)))
+            }
             RouteActionKind::DirectResponse(direct) => Action::DirectResponse(DirectResponse {
                 status: direct.status,
                 body: direct.body.clone(),

@@ -1,9 +1,12 @@
 //! A request's route with everything above it: what it inherits, and what it does to heads.
 
-use super::{Action, MatchContext, Route, RouteTable, VirtualHost, action::Cluster};
+use super::{Action, Forward, MatchContext, Route, RouteTable, VirtualHost, action::Cluster};
 use crate::{
     http::{RequestHead, ResponseHead, header_names::*, header_rules::HeaderRules, request_headers::append},
-    observe::StreamInfo,
+    observe::{
+        StreamInfo,
+        format::{Facts, Format},
+    },
     upstream::{ThreadCluster, Upstreams},
 };
 use bytes::Bytes;
@@ -85,8 +88,8 @@ impl MatchedRoute {
         if let Some(host) = self.weighted().and_then(|w| w.host_rewrite.as_ref()) {
             head.authority = host.clone();
         }
-        self.rewrite_host(head, &forward.config.host_rewrite, forward.config.append_x_forwarded_host, keep_originals);
-        self.rewrite_path(head, &forward.config.path_rewrite, keep_originals);
+        self.rewrite_host(head, forward, info, keep_originals);
+        self.rewrite_path(head, forward, info, keep_originals);
     }
 
     /// Changes the response's head as the route says.
@@ -96,8 +99,8 @@ impl MatchedRoute {
         }
     }
 
-    fn rewrite_host(&self, head: &mut RequestHead, rewrite: &HostRewrite, append_forwarded: bool, keep: bool) {
-        let host = match rewrite {
+    fn rewrite_host(&self, head: &mut RequestHead, forward: &Forward, info: &StreamInfo, keep: bool) {
+        let host = match &forward.config.host_rewrite {
             HostRewrite::Keep | HostRewrite::Auto => None,
             HostRewrite::Literal(host) => Some(Bytes::copy_from_slice(host.as_bytes())),
             HostRewrite::Header(HeaderKey::Name(name)) => {
@@ -105,12 +108,11 @@ impl MatchedRoute {
             }
             HostRewrite::Header(HeaderKey::Path) => Some(head.path.clone()),
             HostRewrite::Header(_) => None,
-            HostRewrite::PathRegex(rewrite) => {
-                std::str::from_utf8(head.path_only()).ok().map(|path| rewrite.apply(path).into())
-            }
+            HostRewrite::PathRegex(rewrite) => Some(rewrite.apply(head.path_only()).into()),
+            HostRewrite::Format(_) => forward.host_format.as_ref().map(|format| format_over(format, head, info).into()),
         };
-        if let Some(host) = host.filter(|host| !host.is_empty()) {
-            set_authority(head, host, append_forwarded, keep);
+        if let Some(host) = host.filter(|host: &Bytes| !host.is_empty()) {
+            set_authority(head, host, forward.config.append_x_forwarded_host, keep);
         }
     }
 
@@ -127,23 +129,30 @@ impl MatchedRoute {
         }
     }
 
-    fn rewrite_path(&self, head: &mut RequestHead, rewrite: &PathRewrite, keep: bool) {
-        let Ok(path) = std::str::from_utf8(&head.path) else { return };
-        let (plain, query) = path.split_at(path.find(['?', '#']).unwrap_or(path.len()));
-        let new = match rewrite {
+    fn rewrite_path(&self, head: &mut RequestHead, forward: &Forward, info: &StreamInfo, keep: bool) {
+        let plain = head.path_only();
+        let query = &head.path[plain.len()..];
+        let new = match &forward.config.path_rewrite {
             PathRewrite::Keep => return,
             PathRewrite::Prefix(prefix) => {
                 let matched = match &self.route.matching.path {
                     PathMatch::Prefix(prefix) | PathMatch::SeparatedPrefix(prefix) => prefix.len(),
                     _ => plain.len(),
                 };
-                [prefix, plain.get(matched..).unwrap_or(""), query].concat()
+                [prefix.as_bytes(), plain.get(matched..).unwrap_or_default(), query].concat()
             }
             PathRewrite::Regex(rewrite) => [&rewrite.apply(plain), query].concat(),
+            PathRewrite::Format(_) => {
+                let Some(format) = &forward.path_format else { return };
+                match format_over(format, head, info) {
+                    new if new.is_empty() => return,
+                    new => [new.as_bytes(), query].concat(),
+                }
+            }
             PathRewrite::Template(rewrite) => {
                 let PathMatch::Template(template) = &self.route.matching.path else { return };
-                let Some(captures) = template.matches(plain) else { return };
-                [&rewrite.apply(&captures), query].concat()
+                let Some(new) = template.rewrite(plain, rewrite) else { return };
+                [&new, query].concat()
             }
         };
         if keep && let Ok(original) = HeaderValue::from_maybe_shared(head.path.clone()) {
@@ -151,6 +160,10 @@ impl MatchedRoute {
         }
         head.path = new.into();
     }
+}
+
+fn format_over(format: &Format, head: &RequestHead, info: &StreamInfo) -> String {
+    format.header_value(&Facts { request: Some(head), ..Facts::new(info) })
 }
 
 /// Replaces the authority.

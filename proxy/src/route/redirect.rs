@@ -1,9 +1,18 @@
 //! Redirects that this proxy answers.
 
-use crate::http::{RequestHead, header_names::FORWARDED_PROTO};
+use crate::{
+    http::{RequestHead, header_names::FORWARDED_PROTO},
+    observe::{
+        StreamInfo,
+        format::{Facts, Format},
+    },
+};
 use http::{HeaderValue, StatusCode};
 use std::borrow::Cow;
-use weft_config::route::{PathMatch, RedirectAction, RedirectPath};
+use weft_config::{
+    Context,
+    route::{PathMatch, RedirectAction, RedirectPath},
+};
 
 /// A compiled redirect.
 pub struct Redirect {
@@ -11,10 +20,12 @@ pub struct Redirect {
     config: RedirectAction,
     /// How much of the path a prefix rewrite replaces; `None`: all of it.
     matched_length: Option<usize>,
+    /// Makes the path, if a format does.
+    path_format: Option<Format>,
 }
 
 impl Redirect {
-    pub(super) fn new(config: &RedirectAction, path: &PathMatch) -> Self {
+    pub(super) fn compile(config: &RedirectAction, path: &PathMatch, cx: &mut Context) -> Self {
         Self {
             status: config.status,
             config: config.clone(),
@@ -22,11 +33,15 @@ impl Redirect {
                 PathMatch::Prefix(prefix) | PathMatch::SeparatedPrefix(prefix) => Some(prefix.len()),
                 _ => None,
             },
+            path_format: match &config.path {
+                RedirectPath::Format(format) => cx.field("path_rewrite", |cx| Format::compile_text(format, cx)),
+                _ => None,
+            },
         }
     }
 
     /// `location`.
-    pub fn location(&self, head: &RequestHead) -> Option<HeaderValue> {
+    pub fn location(&self, head: &RequestHead, info: &StreamInfo) -> Option<HeaderValue> {
         let config = &self.config;
         let forwarded = head.headers.get(FORWARDED_PROTO).and_then(|v| v.to_str().ok()).unwrap_or("http");
         let scheme = config.scheme.as_deref().unwrap_or(forwarded);
@@ -43,16 +58,25 @@ impl Redirect {
             (false, true) => path.to_owned(),
             (false, false) => [&*new, query].concat(),
         };
+        // A whole path that has a query means it: it wins over the request's, and is not stripped.
+        let own_query = |new: &str| {
+            if config.strip_query || new.contains('?') { new.to_owned() } else { [new, query].concat() }
+        };
         let target = match &config.path {
-            RedirectPath::Keep => with_query("".into()),
-            // Here its own query is meant, and wins over the request's.
-            RedirectPath::Path(path) if config.strip_query || path.contains('?') => path.clone(),
-            RedirectPath::Path(path) => [path, query].concat(),
+            RedirectPath::Keep => with_query(Cow::default()),
+            RedirectPath::Path(path) => own_query(path),
+            RedirectPath::Format(_) => {
+                let facts = Facts { request: Some(head), ..Facts::new(info) };
+                match self.path_format.as_ref()?.header_value(&facts) {
+                    new if new.is_empty() => with_query(Cow::default()),
+                    new => own_query(&new),
+                }
+            }
             RedirectPath::Prefix(prefix) => {
                 let rest = self.matched_length.and_then(|n| plain.get(n..)).unwrap_or("");
                 with_query([prefix, rest].concat().into())
             }
-            RedirectPath::Regex(rewrite) => with_query(rewrite.apply(plain).into()),
+            RedirectPath::Regex(rewrite) => with_query(String::from_utf8(rewrite.apply(plain)).ok()?.into()),
         };
         let slash = if target.starts_with('/') { "" } else { "/" };
         let location = match config.port {

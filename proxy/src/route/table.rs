@@ -262,7 +262,6 @@ impl VirtualHost {
 /// True if all of the route's conditions hold.
 fn matches(matching: &RouteMatch, head: &RequestHead, path: &[u8], context: &MatchContext<'_>) -> bool {
     let same = |a: &[u8], b: &[u8]| if matching.case_sensitive { a == b } else { a.eq_ignore_ascii_case(b) };
-    let text = || std::str::from_utf8(path).ok();
     // CONNECT has no path: only its own matcher (or a prefix of "/" is not one) takes it.
     let path_fits = match &matching.path {
         PathMatch::Connect => head.is_connect() || is_connect_upgrade(head),
@@ -273,8 +272,8 @@ fn matches(matching: &RouteMatch, head: &RequestHead, path: &[u8], context: &Mat
             path.get(..prefix.len()).is_some_and(|start| same(start, prefix.as_bytes()))
                 && path.get(prefix.len()).is_none_or(|next| *next == b'/')
         }
-        PathMatch::Regex(regex) => text().is_some_and(|path| regex.is_match(path)),
-        PathMatch::Template(template) => text().is_some_and(|path| template.matches(path).is_some()),
+        PathMatch::Regex(regex) => regex.is_match(path),
+        PathMatch::Template(template) => template.matches(path),
     };
     path_fits
         && matching.runtime_fraction.as_ref().is_none_or(|fraction| context.runtime.takes(fraction, context.random))
@@ -303,7 +302,7 @@ fn is_connect_upgrade(head: &RequestHead) -> bool {
 
 /// Tests one header, pseudo-headers included.
 pub fn header_matches(matcher: &HeaderMatcher, head: &RequestHead) -> bool {
-    let pseudo = |value: &[u8]| matcher.matches(if value.is_empty() { None } else { std::str::from_utf8(value).ok() });
+    let pseudo = |value: &[u8]| matcher.matches((!value.is_empty()).then_some(value));
     match &matcher.key {
         HeaderKey::Authority => pseudo(&head.authority),
         HeaderKey::Path => pseudo(&head.path),
@@ -311,9 +310,7 @@ pub fn header_matches(matcher: &HeaderMatcher, head: &RequestHead) -> bool {
         HeaderKey::Scheme => pseudo(&head.scheme),
         HeaderKey::Protocol => pseudo(head.upgrade.as_deref().unwrap_or_default()),
         HeaderKey::Status => matcher.matches([]),
-        HeaderKey::Name(name) => matcher.matches(
-            head.headers.get_all(name).iter().map(|value| std::str::from_utf8(value.as_bytes()).unwrap_or("\u{fffd}")),
-        ),
+        HeaderKey::Name(name) => matcher.matches(head.headers.get_all(name).iter().map(HeaderValue::as_bytes)),
     }
 }
 

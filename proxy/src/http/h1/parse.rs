@@ -363,7 +363,7 @@ pub(super) fn request(head: &[u8], limits: &HeadLimits, options: &Http1ProtocolO
             upgrading = false;
         } else if !options.ignore_http_11_upgrade.is_empty() {
             let value = String::from_utf8_lossy(value);
-            upgrading = !options.ignore_http_11_upgrade.iter().any(|ignored| ignored.matches(&value));
+            upgrading = !options.ignore_http_11_upgrade.iter().any(|ignored| ignored.matches(&*value));
         }
     }
     if connect {
