@@ -96,10 +96,10 @@ mod tests {
         ] {
             let exact = matcher(pattern.clone(), false);
             assert!(
-                exact.matches(yes) && !exact.matches(no) && !exact.matches(&yes.to_lowercase()) && !exact.matches("")
+                exact.matches(yes) && !exact.matches(no) && !exact.matches(yes.to_lowercase()) && !exact.matches("")
             );
             let loose = matcher(pattern, true);
-            assert!(loose.matches(&yes.to_uppercase()) && loose.matches(&yes.to_lowercase()));
+            assert!(loose.matches(yes.to_uppercase()) && loose.matches(yes.to_lowercase()));
         }
         let regex = pb::RegexMatcher { regex: "a+".into(), ..Default::default() };
         let regex = matcher(MatchPattern::SafeRegex(regex), false);
