@@ -5,13 +5,15 @@
 //! of the whole asks [`Context::finish`] and throws the value away if there was one.
 
 use std::{fmt::Write as _, time::Duration};
-use weft_control_api::Problem;
+use weft_control_api::{Problem, add_later};
 
 /// Collects problems and ignored fields while a message is read.
 #[derive(Debug, Default)]
 pub struct Context {
     path: String,
     problems: Vec<Problem>,
+    /// How many of the problems were found before this reader began.
+    earlier: usize,
     ignored: Vec<String>,
 }
 
@@ -24,6 +26,11 @@ impl Context {
     /// A context whose paths start with `root`.
     pub fn at(root: impl Into<String>) -> Self {
         Self { path: root.into(), ..Self::default() }
+    }
+
+    /// A context at the root of a message in which problems were found already; what follows from them is left out.
+    pub fn with_problems(problems: Vec<Problem>) -> Self {
+        Self { earlier: problems.len(), problems, ..Self::default() }
     }
 
     /// Runs `read` one field deeper; an empty name stays where it is.
@@ -189,7 +196,12 @@ impl Context {
     pub fn finish<T>(self, value: Option<T>) -> Result<(T, Vec<String>), Vec<Problem>> {
         match value {
             Some(value) if self.problems.is_empty() => Ok((value, self.ignored)),
-            _ => Err(self.problems),
+            _ => {
+                let mut problems = self.problems;
+                let own = problems.split_off(self.earlier);
+                add_later(&mut problems, own);
+                Err(problems)
+            }
         }
     }
 }

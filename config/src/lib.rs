@@ -42,5 +42,5 @@ pub use context::Context;
 pub use dns_resolver::DnsResolver;
 pub use endpoint::ClusterLoadAssignment;
 pub use grpc_service::GrpcService;
-pub use load::{LoadOptions, Loaded, Sources, load};
-pub use weft_control_api::{Position, Problem};
+pub use load::{LoadOptions, Loaded, Refused, Sources, load};
+pub use weft_control_api::{Position, Problem, add_later};

@@ -5,9 +5,9 @@
 //! merges: messages field by field, lists one after the other, single values replaced.
 
 use prost::Message as _;
-use std::{io, path::Path};
+use std::path::Path;
 use weft_control_api::{
-    CheckOptions, Checked, EncodeOptions, Encoded, Problem, check,
+    CheckOptions, Checked, EncodeOptions, Encoded, Problem, add_later, check,
     envoy::config::bootstrap::v3::{Bootstrap, runtime_layer::LayerSpecifier},
     node::{self, Node},
     text::{self, Format},
@@ -56,45 +56,55 @@ impl Loaded {
     }
 }
 
+/// Why a bootstrap is refused.
+#[derive(Debug, Default)]
+pub struct Refused {
+    /// Everything that the schema finds wrong with it.
+    pub problems: Vec<Problem>,
+    /// What could be read of it nevertheless, for whoever wants to know what else is wrong.
+    pub partial: Option<Box<Loaded>>,
+}
+
 /// Loads a bootstrap.
 ///
 /// # Errors
 /// Everything that is wrong with it: a file that cannot be read, text that is no YAML, fields that do not exist,
 /// values that the schema forbids.
-pub fn load(sources: Sources<'_>, options: LoadOptions) -> Result<Loaded, Vec<Problem>> {
+pub fn load(sources: Sources<'_>, options: LoadOptions) -> Result<Loaded, Refused> {
     let encode_options = EncodeOptions { allow_unknown: options.allow_unknown };
     let yaml = sources.yaml.filter(|text| !text.is_empty());
-    if sources.path.is_none() && yaml.is_none() {
-        return Err(vec![Problem::new("", "there is no configuration: give a file (-c) or text (--config-yaml)")]);
-    }
-
-    let mut found = Vec::new();
     let mut problems = Vec::new();
-    let mut take = |part: Result<Encoded, Vec<Problem>>| match part {
-        Ok(part) => found.push(part),
-        Err(more) => problems.extend(more),
+    if sources.path.is_none() && yaml.is_none() {
+        problems.push(Problem::new("", "there is no configuration: give a file (-c) or text (--config-yaml)"));
+    }
+    let mut found = Vec::new();
+    let mut take = |(part, more): (Option<Encoded>, Vec<Problem>)| {
+        found.extend(part);
+        problems.extend(more);
     };
     if let Some(path) = sources.path {
         take(read_file(path, encode_options));
     }
     if let Some(yaml) = yaml {
-        take(text::read(yaml.as_bytes(), Format::Yaml, BOOTSTRAP, encode_options));
+        take(text::read_partly(yaml.as_bytes(), Format::Yaml, BOOTSTRAP, encode_options));
     }
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    finish(found, options)
+    // Only what was read as a whole is worth a second look.
+    let whole = found.len() == usize::from(sources.path.is_some()) + usize::from(yaml.is_some());
+    if whole { finish(found, problems, options) } else { Err(Refused { problems, partial: None }) }
 }
 
-fn read_file(path: &Path, options: EncodeOptions) -> Result<Encoded, Vec<Problem>> {
-    let one = |problem| vec![problem];
-    let format = Format::of(path).map_err(one)?;
-    let content = std::fs::read(path)
-        .map_err(|e: io::Error| one(Problem::new("", format!("cannot read {}: {e}", path.display()))))?;
-    text::read(&content, format, BOOTSTRAP, options)
+fn read_file(path: &Path, options: EncodeOptions) -> (Option<Encoded>, Vec<Problem>) {
+    let format = match Format::of(path) {
+        Ok(format) => format,
+        Err(problem) => return (None, vec![problem]),
+    };
+    match std::fs::read(path) {
+        Ok(content) => text::read_partly(&content, format, BOOTSTRAP, options),
+        Err(e) => (None, vec![Problem::new("", format!("cannot read {}: {e}", path.display()))]),
+    }
 }
 
-fn finish(parts: Vec<Encoded>, options: LoadOptions) -> Result<Loaded, Vec<Problem>> {
+fn finish(parts: Vec<Encoded>, mut problems: Vec<Problem>, options: LoadOptions) -> Result<Loaded, Refused> {
     let (mut bytes, mut unknown, mut texts) = (Vec::new(), Vec::new(), Vec::new());
     for mut part in parts {
         // Messages one after the other are, to protobuf, the later merged over the earlier.
@@ -108,17 +118,24 @@ fn finish(parts: Vec<Encoded>, options: LoadOptions) -> Result<Loaded, Vec<Probl
         reject_unknown: !options.allow_unknown,
         allow_disallowed: proto.as_ref().is_ok_and(takes_all_deprecated),
     };
-    let Checked { mut problems, unknown: mut more, mut deprecated, mut work_in_progress } =
+    let Checked { problems: mut broken, unknown: mut more, mut deprecated, mut work_in_progress } =
         check(BOOTSTRAP, &bytes, check_options);
-    for list in [&mut problems, &mut more, &mut deprecated, &mut work_in_progress] {
+    for list in [&mut broken, &mut more, &mut deprecated, &mut work_in_progress] {
         node::locate(&texts, list);
     }
+    add_later(&mut problems, broken);
     unknown.append(&mut more);
-    match proto {
-        Ok(proto) if problems.is_empty() => Ok(Loaded { bytes, proto, unknown, deprecated, work_in_progress, texts }),
-        Err(e) if problems.is_empty() => Err(vec![Problem::new("", format!("is no {BOOTSTRAP}: {e}"))]),
-        _ => Err(problems),
-    }
+    let proto = match proto {
+        Ok(proto) => proto,
+        Err(e) => {
+            if problems.is_empty() {
+                problems.push(Problem::new("", format!("is no {BOOTSTRAP}: {e}")));
+            }
+            return Err(Refused { problems, partial: None });
+        }
+    };
+    let loaded = Loaded { bytes, proto, unknown, deprecated, work_in_progress, texts };
+    if problems.is_empty() { Ok(loaded) } else { Err(Refused { problems, partial: Some(Box::new(loaded)) }) }
 }
 
 /// True if the static runtime of the bootstrap takes what is deprecated for too long.
@@ -140,7 +157,7 @@ mod tests {
     use super::*;
 
     fn load_yaml(yaml: &str) -> Result<Loaded, Vec<Problem>> {
-        load(Sources { path: None, yaml: Some(yaml) }, LoadOptions::default())
+        load(Sources { path: None, yaml: Some(yaml) }, LoadOptions::default()).map_err(|refused| refused.problems)
     }
 
     /// A file with this content that lives as long as the value.
@@ -207,7 +224,7 @@ mod tests {
             Sources { path: None, yaml: Some("") },
             Sources { path: Some(Path::new("/nonexistent/envoy.yaml")), yaml: None },
         ] {
-            assert_eq!(load(sources, LoadOptions::default()).unwrap_err().len(), 1);
+            assert_eq!(load(sources, LoadOptions::default()).unwrap_err().problems.len(), 1);
         }
     }
 
@@ -217,6 +234,10 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert!(found.iter().all(|p| p.position.is_some()));
         assert!(load_yaml("nope: 1").is_err());
+        // What is no field, what is no value and what the schema forbids, at once.
+        let found = load_yaml("nope: 1\nnode: {id: [x]}\nstatic_resources: {clusters: [{name: ''}]}").unwrap_err();
+        let paths: Vec<_> = found.iter().map(|p| &*p.path).collect();
+        assert_eq!(paths, ["nope", "node.id", "static_resources.clusters[0].name"]);
         let sources = Sources { path: None, yaml: Some("nope: 1\nnode: {also: 2}") };
         assert_eq!(load(sources, LoadOptions { allow_unknown: true }).unwrap().unknown.len(), 2);
     }

@@ -183,14 +183,34 @@ impl RouteConfiguration {
     }
 
     /// The names of all clusters that routes go to; those that come with requests are not among them.
-    pub fn clusters(&self) -> impl Iterator<Item = &str> {
-        self.virtual_hosts.iter().flat_map(|host| &host.routes).flat_map(|route| {
-            let action = match &route.action {
+    pub fn clusters(&self) -> impl Iterator<Item = ClusterReference<'_>> {
+        let routes = |host: &'_ VirtualHost| host.routes.len();
+        let places =
+            self.virtual_hosts.iter().enumerate().flat_map(move |(i, host)| (0..routes(host)).map(move |j| (i, j)));
+        places.flat_map(|(virtual_host, route)| {
+            let action = match &self.virtual_hosts[virtual_host].routes[route].action {
                 RouteActionKind::Forward(action) => Some(action),
                 _ => None,
             };
-            action.into_iter().flat_map(|action| action.clusters())
+            let names = action.into_iter().flat_map(|action| action.clusters());
+            names.map(move |name| ClusterReference { virtual_host, route, name })
         })
+    }
+}
+
+/// A route's mention of a cluster.
+#[derive(Clone, Copy, Debug)]
+pub struct ClusterReference<'a> {
+    virtual_host: usize,
+    route: usize,
+    /// The cluster.
+    pub name: &'a str,
+}
+
+impl ClusterReference<'_> {
+    /// The field path of the route's action in its route configuration.
+    pub fn path(&self) -> String {
+        format!("virtual_hosts[{}].routes[{}].route", self.virtual_host, self.route)
     }
 }
 

@@ -59,19 +59,25 @@ impl Encoded {
 /// # Errors
 /// Everything in the text that `name` has no place for.
 pub fn encode(node: Node, name: &str, options: EncodeOptions) -> Result<Encoded, Vec<Problem>> {
-    let Some(message) = message(name) else {
-        return Err(vec![Problem::at(node.position, "", format!("{name} is no message of the schema"))]);
-    };
-    let (bytes, unknown) = encode_message(&node, message, options)?;
-    Ok(Encoded { bytes, unknown, node: Some(node) })
+    let (encoded, problems) = encode_partly(node, name, options);
+    if problems.is_empty() { Ok(encoded) } else { Err(problems) }
 }
 
-/// The message on the wire, and the unknown fields that were left out.
-fn encode_message(
-    node: &Node,
-    message: Message,
-    options: EncodeOptions,
-) -> Result<(Vec<u8>, Vec<Problem>), Vec<Problem>> {
+/// Encodes `node` as [`encode`] does, without what there is no place for: so that what is wrong with the rest can be
+/// said at the same time.
+pub fn encode_partly(node: Node, name: &str, options: EncodeOptions) -> (Encoded, Vec<Problem>) {
+    let (bytes, unknown, problems) = match message(name) {
+        Some(message) => encode_message(&node, message, options),
+        None => {
+            let about = format!("{name} is no message of the schema");
+            (Vec::new(), Vec::new(), vec![Problem::at(node.position, "", about)])
+        }
+    };
+    (Encoded { bytes, unknown, node: Some(node) }, problems)
+}
+
+/// The message on the wire, the unknown fields that were left out, and what is wrong.
+fn encode_message(node: &Node, message: Message, options: EncodeOptions) -> (Vec<u8>, Vec<Problem>, Vec<Problem>) {
     let mut encoder = Encoder {
         options,
         path: String::new(),
@@ -81,7 +87,7 @@ fn encode_message(
         depth: 0,
     };
     encoder.message(message, node);
-    if encoder.problems.is_empty() { Ok((encoder.out, encoder.unknown)) } else { Err(encoder.problems) }
+    (encoder.out, encoder.unknown, encoder.problems)
 }
 
 struct Encoder {
@@ -213,8 +219,9 @@ impl Encoder {
                 put_tag(&mut self.out, field);
                 let content = self.out.len();
                 self.scalar(kind, node);
+                let is_refused = self.out.len() == content;
                 let is_default = self.out[content..].iter().all(|b| *b == 0);
-                if is_default && !field.has_presence() && !field.is_repeated() {
+                if is_refused || is_default && !field.has_presence() && !field.is_repeated() {
                     self.out.truncate(start);
                 }
             }
@@ -256,7 +263,8 @@ impl Encoder {
             Some(_) => message_of_url(url.0),
         };
         let Some(message) = message else {
-            return self.problem(url.1, format!("found @type {:?}, which is no message that is known", url.0));
+            return self
+                .problem(url.1, format!("found @type {:?}, which is not supported: no such message is known", url.0));
         };
         crate::wire::put_bytes(&mut self.out, 1, url.0.as_bytes());
         let start = self.out.len();

@@ -27,7 +27,7 @@ pub use check::{CheckOptions, Checked, check};
 pub use encode::{EncodeOptions, Encoded, encode, open_typed_struct};
 pub use field_mask::FieldMask;
 pub use print::{PrintOptions, pretty, print};
-pub use problem::{Position, Problem};
+pub use problem::{Position, Problem, add_later};
 pub use prost::{Message, Name};
 pub use prost_types;
 pub use prost_types::{Any, Duration, Struct, Timestamp, Value, value};

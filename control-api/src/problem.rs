@@ -34,6 +34,18 @@ impl Problem {
     }
 }
 
+/// Adds what a later reader found to what earlier ones did; of two problems at one place, the later only follows from
+/// the earlier and is left out.
+pub fn add_later(problems: &mut Vec<Problem>, later: impl IntoIterator<Item = Problem>) {
+    let known = problems.len();
+    for problem in later {
+        let follows = problems[..known].iter().any(|earlier| !earlier.path.is_empty() && earlier.path == problem.path);
+        if !follows {
+            problems.push(problem);
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(Position { line, column }) = self.position {
@@ -44,3 +56,17 @@ impl fmt::Display for Problem {
 }
 
 impl std::error::Error for Problem {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_from_a_problem_is_not_said() {
+        let mut problems = vec![Problem::new("a.b", "first"), Problem::new("", "of the whole")];
+        let later = ["a.b", "a.b.c", ""].map(|path| Problem::new(path, "later"));
+        add_later(&mut problems, later);
+        let paths: Vec<_> = problems.iter().map(|p| &*p.path).collect();
+        assert_eq!(paths, ["a.b", "", "a.b.c", ""]);
+    }
+}

@@ -3,7 +3,7 @@
 //! Used for the bootstrap, for resources read from files and by the reference control plane.
 
 use crate::{
-    encode::{EncodeOptions, Encoded, encode},
+    encode::{EncodeOptions, Encoded, encode, encode_partly},
     json,
     node::Node,
     problem::Problem,
@@ -50,6 +50,29 @@ pub fn read(content: &[u8], format: Format, name: &str, options: EncodeOptions) 
         return Ok(Encoded::from_wire(content.to_vec()));
     }
     encode(tree(content, format).map_err(|problem| vec![problem])?, name, options)
+}
+
+/// Reads as [`read`] does, but gives what can be had of a content that is not quite the message, beside all that is
+/// wrong with it. `None`: nothing can be had.
+pub fn read_partly(
+    content: &[u8],
+    format: Format,
+    name: &str,
+    options: EncodeOptions,
+) -> (Option<Encoded>, Vec<Problem>) {
+    if format == Format::Wire {
+        return match read(content, format, name, options) {
+            Ok(encoded) => (Some(encoded), Vec::new()),
+            Err(problems) => (None, problems),
+        };
+    }
+    match tree(content, format) {
+        Ok(node) => {
+            let (encoded, problems) = encode_partly(node, name, options);
+            (Some(encoded), problems)
+        }
+        Err(problem) => (None, vec![problem]),
+    }
 }
 
 fn tree(content: &[u8], format: Format) -> Result<Node, Problem> {

@@ -5,7 +5,7 @@ use crate::{Address, LoadOptions, Sources, config_source::Specifier, load};
 
 fn read(yaml: &str) -> Result<(Bootstrap, Vec<String>), Vec<String>> {
     let loaded = load(Sources { path: None, yaml: Some(yaml) }, LoadOptions::default())
-        .map_err(|e| e.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        .map_err(|e| e.problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     let mut cx = Context::new();
     let read = Bootstrap::from_proto(loaded.proto.clone(), &mut cx);
     cx.finish(read).map_err(|mut problems| {

@@ -38,7 +38,7 @@ pub(crate) fn open(bytes: &[u8], options: EncodeOptions) -> Result<Any, Vec<Prob
         }
     }
     let Some(message) = message_of_url(type_url) else {
-        return Err(one(format!("found type_url {type_url:?}, which is no message that is known")));
+        return Err(one(format!("found type_url {type_url:?}, which is not supported: no such message is known")));
     };
     let tree = structure(value, 0).map_err(|Malformed| one("is not a valid encoding of a Struct".to_owned()))?;
     let tree = match (message.well_known(), tree.value) {
@@ -48,13 +48,12 @@ pub(crate) fn open(bytes: &[u8], options: EncodeOptions) -> Result<Any, Vec<Prob
         }
         (_, value) => node(value),
     };
-    match encode_message(&tree, message, options) {
-        Ok((value, _)) => Ok(Any { type_url: type_url.to_owned(), value }),
-        Err(mut problems) => {
-            problems.iter_mut().for_each(|p| p.position = None);
-            Err(problems)
-        }
+    let (value, _, mut problems) = encode_message(&tree, message, options);
+    if problems.is_empty() {
+        return Ok(Any { type_url: type_url.to_owned(), value });
     }
+    problems.iter_mut().for_each(|p| p.position = None);
+    Err(problems)
 }
 
 fn node(value: NodeValue) -> Node {

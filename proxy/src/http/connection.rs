@@ -25,6 +25,9 @@ pub struct HttpConnection {
     pub listener_stats: Arc<ListenerHttpStats>,
     /// `http1.*`
     pub codec_stats: Arc<CodecStats>,
+    /// That of the listener's filter chain.
+    chain_drain: Drain,
+    /// Its own: it is to end.
     pub drain: Drain,
     /// What listener filters found; every stream begins with it.
     pub dynamic_metadata: Metadata,
@@ -55,7 +58,7 @@ impl HttpConnection {
         stats: Arc<ConnectionManagerStats>,
         listener_stats: Arc<ListenerHttpStats>,
         codec_stats: Arc<CodecStats>,
-        drain: Drain,
+        chain_drain: Drain,
         dynamic_metadata: Metadata,
     ) -> Rc<Self> {
         Rc::new(Self {
@@ -65,7 +68,8 @@ impl HttpConnection {
             stats,
             listener_stats,
             codec_stats,
-            drain,
+            chain_drain,
+            drain: Drain::new(),
             dynamic_metadata,
             active: Cell::new(0),
             told_of_drain: Cell::new(false),
@@ -89,9 +93,10 @@ impl HttpConnection {
             .inc();
     }
 
-    /// True if the server or listener drains, so that this response is the connection's last.
+    /// True if the server or listener drains, or fails its health check, so that this response is the connection's last.
     pub fn should_close_after_response(&self) -> bool {
-        let drains = self.drain.is_draining() || self.thread.drain_close();
+        let drains =
+            self.drain.is_draining() || self.thread.health_check_failed.get() || self.chain_drain.ends_connection();
         if drains && !self.told_of_drain.replace(true) {
             self.stats.downstream_cx_drain_close.inc();
             self.drain.start();

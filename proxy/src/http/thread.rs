@@ -67,11 +67,6 @@ impl Thread {
         self.routes.borrow().get(slot.0 as usize).cloned().flatten()
     }
 
-    /// True if responses are to end their connections: the server drains or fails its health check.
-    pub fn drain_close(&self) -> bool {
-        self.drain.is_draining() || self.health_check_failed.get()
-    }
-
     pub fn runtime(&self) -> Arc<RuntimeSnapshot> {
         self.runtime.borrow().clone()
     }

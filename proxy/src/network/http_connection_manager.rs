@@ -31,8 +31,9 @@ pub fn compile(any: &Any, compile: &mut CompileContext<'_>, cx: &mut Context) ->
     let routes = match &config.routes {
         RouteSource::Inline(routes) => {
             if routes.validate_clusters != Some(false) {
-                for name in routes.clusters().filter(|name| !(compile.cluster_exists)(name)) {
-                    cx.problem_at("route_config", format!("route: unknown cluster '{name}'"));
+                for to in routes.clusters().filter(|to| !(compile.cluster_exists)(to.name)) {
+                    let path = format!("route_config.{}", to.path());
+                    cx.problem_at(&path, format!("route: unknown cluster '{}'", to.name));
                 }
             }
             Routes::Inline(Arc::new(cx.field("route_config", |cx| RouteTable::compile(routes, compile.names, cx))))
@@ -165,7 +166,7 @@ impl Terminal for Active {
                 self.stats.clone(),
                 self.listener_stats.clone(),
                 self.codec_stats.clone(),
-                drain.child(),
+                drain,
                 dynamic_metadata,
             );
             let own_drain = connection.drain.clone();

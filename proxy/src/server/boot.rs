@@ -1,7 +1,7 @@
 //! From the command line to a serving proxy, and `--mode validate`.
 
 use super::{
-    cli::{Exit, Mode, Options},
+    cli::{Exit, IpVersion, Mode, Options},
     control, logging,
 };
 use crate::{
@@ -11,12 +11,14 @@ use crate::{
 };
 use std::{
     fmt::Write as _,
-    net::{IpAddr, Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     process::ExitCode,
     sync::Arc,
     time::Duration,
 };
-use weft_config::{Bootstrap, Context, LoadOptions, Loaded, Problem, Sources, runtime::RuntimeSource};
+use weft_config::{
+    Bootstrap, Context, LoadOptions, Loaded, Problem, Refused, Sources, add_later, runtime::RuntimeSource,
+};
 use weft_control_api::CheckOptions;
 
 /// A bootstrap that was read, with the flags merged in.
@@ -29,31 +31,33 @@ pub struct Boot {
 
 /// Runs the proxy as the options say; returns when it ends.
 pub fn run(options: Options) -> ExitCode {
-    if let Err(why) = logging::start(&options.log) {
+    let validates = options.config.mode == Mode::Validate;
+    if let Err(why) = logging::start(&options.log, validates) {
         complain(&why);
         return ExitCode::FAILURE;
     }
-    let path = options.config.config_path.clone();
-    let file = path.as_deref().map(|p| p.display().to_string()).unwrap_or_else(|| "--config-yaml".into());
-    let boot = match read(&options) {
-        Ok(boot) => boot,
-        Err(problems) => return refuse(&file, &problems),
-    };
-    if options.config.mode == Mode::Validate {
-        return match validate(&options, &boot) {
-            Ok(()) => {
-                say(&format!("configuration '{file}' OK"));
-                ExitCode::SUCCESS
-            }
-            Err(mut problems) => {
-                boot.loaded.locate(&mut problems);
-                refuse(&file, &problems)
-            }
-        };
-    }
-    match control::run(options, boot) {
+    let file = options.config.config_path.as_deref().map(|p| p.display().to_string()).unwrap_or_default();
+    let ended = read(&options).and_then(|boot| {
+        note(&options, &boot);
+        if !validates {
+            return control::run(options, boot);
+        }
+        validate(&options, &boot)?;
+        say(&format!("configuration '{file}' OK"));
+        Ok(())
+    });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(problems) => refuse(&file, &problems),
+        Err(problems) => {
+            let text = refusal(&file, problems);
+            // The answer to the question, whatever the log level; a server that does not start says so in its log.
+            if validates {
+                complain(&text)
+            } else {
+                tracing::error!(target: "main", "{text}")
+            }
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -68,15 +72,23 @@ pub fn exit(exit: &Exit) -> ExitCode {
 }
 
 /// Reads the bootstrap and lets the flags overwrite its node.
+///
+/// # Errors
+/// Everything that is wrong with it, its static resources included.
 pub fn read(options: &Options) -> Result<Boot, Vec<Problem>> {
     let sources = Sources { path: options.config.config_path.as_deref(), yaml: options.config.config_yaml.as_deref() };
-    let loaded = weft_config::load(sources, LoadOptions { allow_unknown: options.config.allow_unknown_static_fields })?;
+    let loaded = weft_config::load(sources, LoadOptions { allow_unknown: options.config.allow_unknown_static_fields });
+    let (loaded, mut problems) = match loaded {
+        Ok(loaded) => (loaded, Vec::new()),
+        Err(Refused { problems, partial: Some(loaded) }) => (*loaded, problems),
+        Err(Refused { problems, partial: None }) => return Err(problems),
+    };
     let mut cx = Context::new();
-    let read = Bootstrap::from_proto(loaded.proto.clone(), &mut cx);
-    let (mut bootstrap, ignored) = cx.finish(read).map_err(|mut problems| {
+    let Some(mut bootstrap) = Bootstrap::from_proto(loaded.proto.clone(), &mut cx) else {
+        add_later(&mut problems, cx.finish::<()>(None).err().unwrap_or_default());
         loaded.locate(&mut problems);
-        problems
-    })?;
+        return Err(problems);
+    };
     let node = &mut bootstrap.node;
     if !options.node.service_cluster.is_empty() {
         node.cluster = options.node.service_cluster.clone();
@@ -88,7 +100,22 @@ pub fn read(options: &Options) -> Result<Boot, Vec<Problem>> {
         node.locality.zone = options.node.service_zone.clone();
     }
     let missing = bootstrap.missing_identity();
-    if missing.is_empty() { Ok(Boot { loaded, bootstrap, ignored }) } else { Err(missing) }
+    let ignored = match cx.finish(Some(())) {
+        Ok(((), ignored)) => ignored,
+        Err(more) => {
+            add_later(&mut problems, more);
+            Vec::new()
+        }
+    };
+    add_later(&mut problems, missing);
+    let boot = Boot { loaded, bootstrap, ignored };
+    if problems.is_empty() {
+        return Ok(boot);
+    }
+    // What is wrong with the static resources is said with the rest, at once.
+    add_later(&mut problems, validate(options, &boot).err().unwrap_or_default());
+    boot.loaded.locate(&mut problems);
+    Err(problems)
 }
 
 /// Compiles everything that is static, without binding anything; gives all problems.
@@ -97,6 +124,23 @@ fn validate(options: &Options, boot: &Boot) -> Result<(), Vec<Problem>> {
         .map_err(|e| vec![Problem::new("", format!("no thread for logs: {e}"))])?;
     let mut store = store(options, boot, 1, writer);
     load_static(&mut store, boot, false)
+}
+
+/// Says what the bootstrap has that is taken, but better were not there.
+fn note(options: &Options, boot: &Boot) {
+    let Boot { loaded, ignored, .. } = boot;
+    for problem in &loaded.unknown {
+        tracing::warn!(target: "config", "unknown field, ignored: {problem}");
+    }
+    for problem in loaded.deprecated.iter().filter(|_| !options.config.skip_deprecated_logs) {
+        tracing::warn!(target: "config", "deprecated: {problem}");
+    }
+    for problem in &loaded.work_in_progress {
+        tracing::warn!(target: "config", "{problem}");
+    }
+    for path in ignored {
+        tracing::info!(target: "config", "has no effect: {path}");
+    }
 }
 
 /// An empty store for this bootstrap.
@@ -111,7 +155,10 @@ pub fn store(options: &Options, boot: &Boot, workers: usize, writer: LogWriter) 
     Store::new(workers, writer, runtime, boot.bootstrap.cluster_manager.upstream_bind.clone(), check)
 }
 
-/// Puts the static resources into the store; gives the problems of all of them.
+/// Puts the static resources into the store.
+///
+/// # Errors
+/// The problems of all of them, with their places in the text.
 pub fn load_static(store: &mut Store, boot: &Boot, bind: bool) -> Result<(), Vec<Problem>> {
     let resources = &boot.bootstrap.static_resources;
     let mut problems = Vec::new();
@@ -124,35 +171,47 @@ pub fn load_static(store: &mut Store, boot: &Boot, bind: bool) -> Result<(), Vec
         problems.extend(result.err().unwrap_or_default().into_iter().map(below));
     };
     for (i, cluster) in resources.clusters.iter().enumerate() {
-        take("clusters", i, store.set_cluster(&cluster.bytes, Origin::Static));
+        let result = store.set_cluster(&cluster.bytes, Origin::Static);
+        if result.is_err() {
+            // That it is not there is the cluster's own problem, not that of each route to it.
+            store.refused_clusters.insert(cluster.name.clone());
+        }
+        take("clusters", i, result);
     }
     for (i, listener) in resources.listeners.iter().enumerate() {
         take("listeners", i, store.set_listener(&listener.bytes, Origin::Static, bind));
     }
-    for (i, _) in resources.secrets.iter().enumerate() {
-        take("secrets", i, Err(vec![Problem::new("", "is not supported")]));
-    }
+    boot.loaded.locate(&mut problems);
     if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 
 /// The address that stands for this host: that of the interface which leads outside, else loopback.
-pub fn local_address() -> IpAddr {
+pub fn local_address(version: IpVersion) -> IpAddr {
+    let (any, outside, loopback): (IpAddr, IpAddr, IpAddr) = match version {
+        IpVersion::V4 => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into(), Ipv4Addr::LOCALHOST.into()),
+        IpVersion::V6 => (
+            Ipv6Addr::UNSPECIFIED.into(),
+            Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+            Ipv6Addr::LOCALHOST.into(),
+        ),
+    };
     // Nothing is sent: connecting a datagram socket only asks the kernel for the route.
     let ask = || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect((outside, 9)).ok()?;
         Some(socket.local_addr().ok()?.ip())
     };
-    ask().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    ask().unwrap_or(loopback)
 }
 
-fn refuse(file: &str, problems: &[Problem]) -> ExitCode {
+/// What is wrong with a configuration, a line each, in the order of the text.
+fn refusal(file: &str, mut problems: Vec<Problem>) -> String {
+    problems.sort_by_key(|problem| problem.position);
     let mut text = format!("error initializing configuration '{file}':");
-    for problem in problems {
+    for problem in &problems {
         let _ = write!(text, "\n  {problem}");
     }
-    tracing::error!(target: "main", "{text}");
-    ExitCode::FAILURE
+    text
 }
 
 /// The answer of `--mode validate` is the program's output.

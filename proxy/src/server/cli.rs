@@ -3,9 +3,12 @@
 //! Called by the binary. A flag that has no meaning here is accepted, and `--help` says so. Wrong usage ends the
 //! process with exit code 1, as Envoy's does.
 
-use crate::server::{
-    log_format::DEFAULT_FORMAT,
-    logging::{ComponentLevels, Level},
+use crate::{
+    base::drain::Pace,
+    server::{
+        log_format::DEFAULT_FORMAT,
+        logging::{ComponentLevels, Level},
+    },
 };
 use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -85,7 +88,7 @@ pub struct ConfigOptions {
     /// Does not log deprecated fields
     #[arg(long)]
     pub skip_deprecated_logs: bool,
-    /// Extensions that are not to be used, with commas
+    /// Accepted, has no meaning yet: extensions that are not to be used, with commas
     #[arg(long, value_name = "NAMES", default_value = "")]
     pub disable_extensions: String,
 }
@@ -266,6 +269,9 @@ impl Options {
         if self.restart.use_dynamic_base_id && self.restart.restart_epoch > 0 {
             return problem("cannot use --restart-epoch with --use-dynamic-base-id");
         }
+        if self.log.enable_fine_grain_logging && !self.log.component_log_level.is_empty() {
+            return problem("--component-log-level will not work with --enable-fine-grain-logging");
+        }
         if self.config.reject_unknown_dynamic_fields && self.config.ignore_unknown_dynamic_fields {
             return problem("cannot use --ignore-unknown-dynamic-fields with --reject-unknown-dynamic-fields");
         }
@@ -280,6 +286,14 @@ impl Options {
     /// `--drain-time-s`.
     pub fn drain_time(&self) -> Duration {
         Duration::from_secs(self.restart.drain_time_s.into())
+    }
+
+    /// `--drain-strategy`.
+    pub fn drain_pace(&self) -> Pace {
+        match self.restart.drain_strategy {
+            DrainStrategy::Gradual => Pace::Gradual(self.drain_time()),
+            DrainStrategy::Immediate => Pace::Immediate,
+        }
     }
 
     /// `admin.v3.CommandLineOptions` for `/server_info`. `concurrency` is the number of workers in fact.
@@ -433,6 +447,7 @@ mod tests {
             &["--socket-mode", "9"],
             &["positional"],
             &["--restart-epoch", "1", "--use-dynamic-base-id"],
+            &["--enable-fine-grain-logging", "--component-log-level", "http:debug"],
         ] {
             assert_eq!(parse(args).err().map(|exit| exit.code), Some(1), "{args:?}");
         }

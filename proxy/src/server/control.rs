@@ -2,7 +2,7 @@
 
 use super::{
     boot::{self, Boot},
-    cli::Options,
+    cli::{Mode, Options},
     discovery::Discoveries,
     file_watch,
     runtime::Runtime,
@@ -80,10 +80,7 @@ pub fn run(options: Options, boot: Boot) -> Result<(), Vec<Problem>> {
     let log_writer = LogWriter::start(interval).map_err(internal)?;
     let concurrency = options.process.concurrency.map_or_else(default_concurrency, |n| n.max(1) as usize);
     let mut store = boot::store(&options, &boot, concurrency, log_writer.clone());
-    boot::load_static(&mut store, &boot, true).map_err(|mut problems| {
-        boot.loaded.locate(&mut problems);
-        problems
-    })?;
+    boot::load_static(&mut store, &boot, true)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())
@@ -167,6 +164,11 @@ impl Control {
         }
         let has_lds = || dynamic.lds.is_none() || self.xds.has_answered(ResourceType::Listener);
         self.until(|| has_lds() && self.store.borrow().warming_listeners.is_empty()).await;
+        if self.options.config.mode == Mode::InitOnly {
+            tracing::info!(target: "main", "all that was to be initialized is");
+            self.quit.notify_one();
+            return Ok(());
+        }
         self.start_workers()?;
         self.state.set(State::Live);
         self.stats.server.live.set(1);
@@ -257,11 +259,12 @@ impl Control {
         let options = WorkerOptions {
             registry: self.registry.clone(),
             local: Arc::new(LocalInfo {
-                address: boot::local_address(),
+                address: boot::local_address(self.options.process.local_address_ip_version),
                 node_id: header(&node.id),
                 service_cluster: header(&node.cluster),
             }),
             drain_time: self.options.drain_time(),
+            drain_pace: self.options.drain_pace(),
         };
         self.store.borrow_mut().serve();
         let snapshot = Arc::new(self.store.borrow().snapshot());

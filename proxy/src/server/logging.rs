@@ -101,6 +101,10 @@ impl ComponentLevels {
     pub fn text(&self) -> &str {
         &self.text
     }
+
+    pub fn is_empty(&self) -> bool {
+        self.levels.is_empty()
+    }
 }
 
 impl FromStr for ComponentLevels {
@@ -138,14 +142,14 @@ fn component_of(target: &str) -> usize {
 static LEVELS: [AtomicU8; COMPONENTS.len()] = [const { AtomicU8::new(Level::Info as u8) }; COMPONENTS.len()];
 static OUTPUT: OnceLock<Mutex<Output>> = OnceLock::new();
 
-/// Starts logging, for the whole process.
+/// Starts logging, for the whole process. `to_stderr`: even if there is to be a log file.
 ///
 /// # Errors
 /// The log file cannot be opened, or logging was started already.
-pub fn start(options: &LogOptions) -> Result<(), String> {
+pub fn start(options: &LogOptions, to_stderr: bool) -> Result<(), String> {
     let file = match &options.log_path {
-        Some(path) => Some(LogFile::open(path)?),
-        None => None,
+        Some(path) if !to_stderr => Some(LogFile::open(path)?),
+        _ => None,
     };
     let output = Output { format: Format::parse(&options.log_format), escaped: options.log_format_escaped, file };
     OUTPUT.set(Mutex::new(output)).map_err(|_| "the log is started already".to_owned())?;

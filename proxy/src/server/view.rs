@@ -110,6 +110,12 @@ impl ServerView for Control {
                     Some((version.clone(), resource::<listener::Listener, _>(name, entry)));
             }
         }
+        for (name, entry) in &store.tables {
+            let resource = resource::<route::RouteConfiguration, _>(name, entry);
+            if let Origin::Dynamic(version) = &entry.origin {
+                routes.active.push(dynamic(version, resource));
+            }
+        }
         for ((kind, name), failure) in &store.failures {
             let error = UpdateFailure {
                 failed_configuration: Some(Any { type_url: kind.url().to_owned(), value: failure.bytes.clone() }),
@@ -120,22 +126,14 @@ impl ServerView for Control {
             match kind {
                 ResourceType::Listener => seat(&mut listeners, name).error = Some(error),
                 ResourceType::Cluster => {
-                    match clusters.active.iter_mut().find(|c| c.resource.as_ref().is_some_and(|r| r.name == *name)) {
-                        Some(active) => active.error = Some(error),
-                        None => clusters.warming.push(DynamicResource {
-                            version_info: String::new(),
-                            resource: None,
-                            error: Some(error),
-                        }),
-                    }
+                    let VersionedResources { active, warming, .. } = &mut clusters;
+                    fail(active, name, error).into_iter().for_each(|never_accepted| warming.push(never_accepted));
+                }
+                ResourceType::RouteConfiguration => {
+                    let never_accepted = fail(&mut routes.active, name, error);
+                    routes.active.extend(never_accepted);
                 }
                 _ => {}
-            }
-        }
-        for (name, entry) in &store.tables {
-            let resource = resource::<route::RouteConfiguration, _>(name, entry);
-            if let Origin::Dynamic(version) = &entry.origin {
-                routes.active.push(dynamic(version, resource));
             }
         }
         ConfigDump {
@@ -145,6 +143,7 @@ impl ServerView for Control {
             listeners_version: store.version(ResourceType::Listener).to_owned(),
             static_listeners,
             routes: Some(routes),
+            secrets: VersionedResources { fixed: self.static_secrets(), ..VersionedResources::default() },
             ..ConfigDump::default()
         }
     }
@@ -217,6 +216,27 @@ impl Control {
         let mut proto = self.boot.loaded.proto.clone();
         proto.node = Some(node_proto(&self.boot.bootstrap.node));
         proto.encode_to_vec()
+    }
+
+    fn static_secrets(&self) -> Vec<Resource> {
+        let secrets = self.boot.bootstrap.static_resources.secrets.iter();
+        let resource = |secret: &weft_config::bootstrap::Resource| Resource {
+            name: secret.name.clone(),
+            config: Any { type_url: secret.type_url.clone(), value: secret.bytes.clone() },
+            last_updated: self.start_time,
+        };
+        secrets.map(resource).collect()
+    }
+}
+
+/// Notes that the last update of a resource was refused; one that was never accepted comes back.
+fn fail(resources: &mut [DynamicResource], name: &str, error: UpdateFailure) -> Option<DynamicResource> {
+    match resources.iter_mut().find(|r| r.resource.as_ref().is_some_and(|r| r.name == name)) {
+        Some(active) => {
+            active.error = Some(error);
+            None
+        }
+        None => Some(DynamicResource { version_info: String::new(), resource: None, error: Some(error) }),
     }
 }
 

@@ -1,7 +1,7 @@
 //! A worker: one thread with a runtime of its own, its share of every listener, its pools.
 
 use crate::{
-    base::Drain,
+    base::{Drain, drain::Pace},
     http::{Thread, request_headers::LocalInfo},
     listener::{Listener, Listeners},
     observe::stats::Registry,
@@ -41,6 +41,7 @@ pub struct WorkerOptions {
     pub registry: Registry,
     pub local: Arc<LocalInfo>,
     pub drain_time: Duration,
+    pub drain_pace: Pace,
 }
 
 impl Worker {
@@ -74,7 +75,14 @@ impl Worker {
 
 async fn run(index: usize, options: WorkerOptions, snapshot: Arc<Snapshot>, mut messages: UnboundedReceiver<Message>) {
     let upstreams = Upstreams::new(options.registry.clone(), false);
-    let thread = Thread::new(index, upstreams, options.registry, options.local, Drain::new(), snapshot.runtime.clone());
+    let thread = Thread::new(
+        index,
+        upstreams,
+        options.registry,
+        options.local,
+        Drain::paced(options.drain_pace),
+        snapshot.runtime.clone(),
+    );
     let listeners = Listeners::new(thread.clone(), options.drain_time);
     apply(&thread, &listeners, &snapshot);
     while let Some(message) = messages.recv().await {

@@ -19,7 +19,7 @@ use std::{
     time::SystemTime,
 };
 use weft_config::{
-    self as config, Context, Problem, cluster::Discovery, config_source::ConfigSource, listener::Unchanged,
+    self as config, Context, Problem, add_later, cluster::Discovery, config_source::ConfigSource, listener::Unchanged,
 };
 use weft_control_api::{CheckOptions, Message, Name, ResourceType, check, envoy::config::listener::v3 as pb};
 
@@ -58,6 +58,8 @@ pub struct Store {
     pub warming_clusters: BTreeMap<String, Entry<Cluster>>,
     /// Names of clusters, by the service name under which their hosts are known.
     services: BTreeMap<String, BTreeSet<String>>,
+    /// Static clusters with problems: a route to one of them has none of its own.
+    pub refused_clusters: BTreeSet<String>,
     /// In the order in which they came.
     pub listeners: Vec<(String, Entry<Listener>)>,
     /// Listeners whose routes are not there yet; those of the same name above serve on meanwhile.
@@ -92,6 +94,7 @@ impl Store {
             tables: BTreeMap::new(),
             clusters: BTreeMap::new(),
             warming_clusters: BTreeMap::new(),
+            refused_clusters: BTreeSet::new(),
             services: BTreeMap::new(),
             listeners: Vec::new(),
             warming_listeners: BTreeMap::new(),
@@ -227,7 +230,9 @@ impl Store {
         let read = config::listener::Listener::from_proto(proto.clone(), &mut cx);
         let mut finished = std::mem::take(&mut cx);
         let Some(mut config) = read else {
-            finished.problem("cannot be read");
+            if !finished.has_problems() {
+                finished.problem("cannot be read");
+            }
             return Err(finished.finish::<()>(None).err().unwrap_or_default());
         };
         if config.name.is_empty() {
@@ -247,8 +252,8 @@ impl Store {
             let (old, _) = self.read(&entry.bytes).ok()?;
             Some((&*entry.value, Unchanged::between(&old, &proto)?))
         });
-        let (clusters, warming) = (&self.clusters, &self.warming_clusters);
-        let exists = |name: &str| clusters.contains_key(name) || warming.contains_key(name);
+        let (clusters, warming, refused) = (&self.clusters, &self.warming_clusters, &self.refused_clusters);
+        let exists = |name: &str| clusters.contains_key(name) || warming.contains_key(name) || refused.contains(name);
         let mut context = CompileContext {
             names: &mut self.names,
             log_writer: &self.log_writer,
@@ -419,8 +424,8 @@ impl Store {
         }
         let mut cx = Context::new();
         if config.validate_clusters == Some(true) {
-            for name in config.clusters().filter(|name| !self.clusters.contains_key(*name)) {
-                cx.problem(format!("route: unknown cluster '{name}'"));
+            for to in config.clusters().filter(|to| !self.clusters.contains_key(to.name)) {
+                cx.problem_at(&to.path(), format!("route: unknown cluster '{}'", to.name));
             }
         }
         let table = RouteTable::compile(&config, &mut self.names, &mut cx);
@@ -461,12 +466,12 @@ impl Store {
     /// Checks a resource against the schema and decodes it.
     pub fn read<M: Message + Name + Default>(&self, bytes: &[u8]) -> Result<(M, Context), Vec<Problem>> {
         let checked = check(&M::full_name(), bytes, self.check_options);
-        if !checked.problems.is_empty() {
-            return Err(checked.problems);
-        }
-        let proto = M::decode(bytes)
-            .map_err(|e| vec![Problem::new("", format!("found bytes that are no {}: {e}", M::full_name()))])?;
-        Ok((proto, Context::new()))
+        let proto = M::decode(bytes).map_err(|e| {
+            let mut problems = checked.problems.clone();
+            add_later(&mut problems, [Problem::new("", format!("found bytes that are no {}: {e}", M::full_name()))]);
+            problems
+        })?;
+        Ok((proto, Context::with_problems(checked.problems)))
     }
 }
 
