@@ -1,1 +1,92 @@
 //! Harness for behaviours seen through sockets: it knows the binaries and their API, never proxy internals.
+//!
+//! A test writes a bootstrap, starts [`Proxy`] (Weft, or the real Envoy), talks to it with [`http`] and looks at what
+//! [`Upstream`] saw. [`differential`] does the same thing to both and compares. What the tests run beside Weft is
+//! fetched by `make tools`; where it could not be had, a test says `skipped: why` and passes.
+
+pub mod http;
+mod proxy;
+pub mod tools;
+mod upstream;
+
+pub use http::{Client, Response, get};
+pub use proxy::{Kind, Proxy};
+pub use upstream::{Reply, Seen, Upstream};
+
+use std::{
+    fmt::Debug,
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+/// How long anything may take that should happen at once.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until `what` gives something.
+///
+/// # Panics
+/// It does not within [`PATIENCE`].
+pub fn until<T>(about: &str, mut what: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = what() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for: {about}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A TCP port of 127.0.0.1 that nobody listens at.
+///
+/// # Panics
+/// There is none.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// Runs the real Envoy and Weft on the same configuration and compares what `observe` makes of each. `config` is given
+/// the proxy's kind only so that it can choose ports; both must get the same otherwise.
+///
+/// # Panics
+/// They differ, or one of them does not start.
+pub fn differential<T: PartialEq + Debug>(config: impl Fn() -> String, observe: impl Fn(&Proxy) -> T) {
+    let Some(envoy) = tools::envoy() else { return };
+    let theirs = observe(&Proxy::start(&Kind::Envoy(envoy), &config()));
+    let ours = observe(&Proxy::start(&Kind::Weft, &config()));
+    assert_eq!(ours, theirs, "left: Weft, right: Envoy");
+}
+
+/// The parts of a bootstrap that tests vary, written briefly.
+pub mod yaml {
+    /// A cluster with one endpoint.
+    pub fn cluster(name: &str, port: u16) -> String {
+        format!(
+            "{{name: {name}, connect_timeout: 1s, type: STATIC, load_assignment: {{cluster_name: {name}, endpoints: \
+             [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}}}"
+        )
+    }
+
+    /// A listener with a connection manager; `fields` go into the latter, `virtual_hosts` into its route configuration.
+    pub fn http_listener(name: &str, port: u16, fields: &str, virtual_hosts: &str) -> String {
+        let router = "{name: envoy.filters.http.router, typed_config: \
+                      {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
+        let fields = if fields.is_empty() { String::new() } else { format!("{fields}, ") };
+        format!(
+            "{{name: {name}, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, filter_chains: \
+             [{{filters: [{{name: http, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.\
+             http_connection_manager.v3.HttpConnectionManager, stat_prefix: http, {fields}route_config: {{name: r, \
+             virtual_hosts: [{virtual_hosts}]}}, http_filters: [{router}]}}}}]}}]}}"
+        )
+    }
+
+    /// A bootstrap of static listeners and clusters.
+    pub fn bootstrap(listeners: &[String], clusters: &[String]) -> String {
+        format!(
+            "node: {{id: test-node, cluster: test-cluster}}\nstatic_resources:\n  listeners: [{}]\n  clusters: [{}]\n",
+            listeners.join(",\n    "),
+            clusters.join(",\n    ")
+        )
+    }
+}

@@ -1,0 +1,77 @@
+//! What tests run: the project's own binaries, and what `make tools` fetched.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+/// The repository.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests is a directory of the repository")
+}
+
+/// One of the project's binaries, built by the first test that asks.
+///
+/// # Panics
+/// It does not build.
+pub fn binary(name: &str) -> PathBuf {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    let directory = DIRECTORY.get_or_init(|| {
+        let test = std::env::current_exe().expect("this test's own path");
+        // target/PROFILE/deps/TEST
+        let profile = test.ancestors().nth(2).expect("a target directory").to_path_buf();
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(repository()).args([
+            "build",
+            "--quiet",
+            "-p",
+            "weft-proxy",
+            "-p",
+            "weft-control-api",
+            "--bins",
+        ]);
+        cargo.arg("--target-dir").arg(profile.parent().expect("a target directory"));
+        if profile.ends_with("release") {
+            cargo.arg("--release");
+        }
+        assert!(cargo.status().expect("cargo runs").success(), "the binaries do not build");
+        profile
+    });
+    directory.join(name)
+}
+
+fn venv() -> PathBuf {
+    std::env::var_os("WEFT_VENV").map_or_else(|| repository().join(".venv"), PathBuf::from)
+}
+
+/// The real Envoy.
+pub fn envoy() -> Option<PathBuf> {
+    let libraries = std::fs::read_dir(venv().join("lib")).ok();
+    let found = libraries.into_iter().flatten().flatten().find_map(|python| {
+        let binary = python.path().join("site-packages/envoy/_bin/envoy");
+        binary.is_file().then_some(binary)
+    });
+    if found.is_none() {
+        skipped("there is no Envoy (make tools)");
+    }
+    found
+}
+
+/// Python with grpcio and the like.
+pub fn python() -> Option<PathBuf> {
+    let python = venv().join("bin/python");
+    let works = |python: &Path| {
+        Command::new(python).args(["-c", "import grpc, h2"]).output().is_ok_and(|output| output.status.success())
+    };
+    if python.is_file() && works(&python) {
+        return Some(python);
+    }
+    skipped("there is no Python with grpcio (make tools)");
+    None
+}
+
+/// Says that a test cannot run here.
+pub fn skipped(why: &str) {
+    eprintln!("skipped: {why}");
+}
