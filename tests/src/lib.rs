@@ -4,11 +4,13 @@
 //! [`Upstream`] saw. [`differential`] does the same thing to both and compares. What the tests run beside Weft is
 //! fetched by `make tools`; where it could not be had, a test says `skipped: why` and passes.
 
+mod control;
 pub mod http;
 mod proxy;
 pub mod tools;
 mod upstream;
 
+pub use control::Control;
 pub use http::{Client, Response, get};
 pub use proxy::{Kind, Proxy};
 pub use upstream::{Reply, Seen, Upstream};

@@ -61,7 +61,9 @@ impl Upstream {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (reply, all) = (reply.clone(), all.clone());
-                std::thread::spawn(move || drop(serve(&stream, &*reply, &all)));
+                std::thread::spawn(move || {
+                    let _ = serve(&stream, &*reply, &all);
+                });
             }
         });
         Self { port, seen }
