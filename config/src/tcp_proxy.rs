@@ -3,6 +3,7 @@
 use crate::{
     Context,
     access_log::AccessLog,
+    header_value::HeaderValueOption,
     metadata::{self, Metadata},
 };
 use std::time::Duration;
@@ -33,8 +34,53 @@ pub struct TcpProxy {
     pub access_log_flush_interval: Option<Duration>,
     pub flush_access_log_on_connected: bool,
     pub flush_access_log_on_start: bool,
+    /// The connection goes through an HTTP request.
+    pub tunneling: Option<Tunneling>,
+    /// Connect only once the client sent something, of which about this many bytes are read ahead.
+    pub early_data: Option<usize>,
     /// A draining listener's connections are closed by the draining, not here.
     pub check_drain_close: bool,
+}
+
+/// How a connection is carried in an HTTP request.
+#[derive(Clone, Debug)]
+pub struct Tunneling {
+    /// The authority; may have format operators.
+    pub hostname: String,
+    /// The path of a POST; `None`: CONNECT.
+    pub post_path: Option<String>,
+    pub headers_to_add: Vec<HeaderValueOption>,
+}
+
+impl Tunneling {
+    fn from_proto(p: tcp_proxy::TunnelingConfig, cx: &mut Context) -> Self {
+        let tcp_proxy::TunnelingConfig {
+            hostname,
+            use_post,
+            headers_to_add,
+            propagate_response_headers,
+            post_path,
+            propagate_response_trailers,
+            request_id_extension,
+            request_id_header,
+            request_id_metadata_key,
+            formatters,
+        } = p;
+        cx.unsupported_if("propagate_response_headers", propagate_response_headers);
+        cx.unsupported_if("propagate_response_trailers", propagate_response_trailers);
+        cx.unsupported_if("request_id_extension", request_id_extension.is_some());
+        cx.unsupported_if("request_id_header", !request_id_header.is_empty());
+        cx.unsupported_if("request_id_metadata_key", !request_id_metadata_key.is_empty());
+        cx.unsupported_if("formatters", !formatters.is_empty());
+        if !use_post && !post_path.is_empty() {
+            cx.problem_at("post_path", "Can't set a post path when POST method isn't used");
+        }
+        Self {
+            hostname,
+            post_path: use_post.then(|| if post_path.is_empty() { "/".to_owned() } else { post_path }),
+            headers_to_add: cx.elements("headers_to_add", headers_to_add, |cx, p| HeaderValueOption::from_proto(p, cx)),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -79,11 +125,19 @@ impl TcpProxy {
         cx.unsupported_if("on_demand", on_demand.is_some());
         cx.unsupported_if("downstream_idle_timeout", downstream_idle_timeout.is_some());
         cx.unsupported_if("upstream_idle_timeout", upstream_idle_timeout.is_some());
-        cx.unsupported_if("tunneling_config", tunneling_config.is_some());
         cx.unsupported_if("proxy_protocol_tlvs", !proxy_protocol_tlvs.is_empty());
         cx.unsupported_if("proxy_protocol_tlv_merge_policy", proxy_protocol_tlv_merge_policy != 0);
-        cx.unsupported_if("upstream_connect_mode", upstream_connect_mode != 0);
-        cx.unsupported_if("max_early_data_bytes", max_early_data_bytes.is_some());
+        let mode = cx.enumeration::<pb::UpstreamConnectMode>("upstream_connect_mode", upstream_connect_mode);
+        match mode {
+            pb::UpstreamConnectMode::Immediate => {
+                cx.unsupported_if("max_early_data_bytes", max_early_data_bytes.is_some());
+            }
+            pb::UpstreamConnectMode::OnDownstreamData => {}
+            pb::UpstreamConnectMode::OnDownstreamTlsHandshake => cx.unsupported_if("upstream_connect_mode", true),
+        }
+        if mode != pb::UpstreamConnectMode::Immediate && max_early_data_bytes.is_none() {
+            cx.problem("max_early_data_bytes must be set when upstream_connect_mode is not IMMEDIATE");
+        }
         let clusters = match cluster_specifier {
             Some(tcp_proxy::ClusterSpecifier::Cluster(name)) => {
                 vec![WeightedCluster { name, weight: 1, metadata_match: Metadata::new() }]
@@ -148,6 +202,8 @@ impl TcpProxy {
             access_log_flush_interval: options_interval.or(old_interval),
             flush_access_log_on_connected: flush_access_log_on_connected || on_connected,
             flush_access_log_on_start: on_start,
+            tunneling: tunneling_config.map(|p| cx.field("tunneling_config", |cx| Tunneling::from_proto(p, cx))),
+            early_data: max_early_data_bytes.map(|most| most as usize),
             check_drain_close: check_drain_close.unwrap_or(false),
         })
     }

@@ -11,7 +11,7 @@ pub mod runtime;
 pub mod timer;
 
 pub use address::Address;
-pub use connection_info::ConnectionInfo;
+pub use connection_info::{ConnectionInfo, next_connection_id};
 pub use drain::Drain;
 pub use error::{ResetReason, Side, StreamError};
 pub use response_flag::{ResponseFlag, ResponseFlags};

@@ -3,15 +3,24 @@
 use super::Address;
 use std::{
     cell::{Cell, RefCell},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Instant,
 };
+
+/// The number of the next connection of this process, from 1: downstream and upstream ones share the row.
+pub fn next_connection_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Relaxed)
+}
 
 /// The facts of one downstream connection. Listener filters and the transport fill it before the network filters run;
 /// after that only the connection's termination details change.
 #[derive(Debug)]
 pub struct ConnectionInfo {
-    /// Unique in this process, from 1, in the order of accept.
+    /// By [`next_connection_id`].
     pub id: u64,
     pub start: Instant,
     /// The destination: where the client meant to go (after original_dst and PROXY protocol).

@@ -7,28 +7,18 @@ use super::{
     filters::{self, Accepted, Refused},
 };
 use crate::{
-    base::{Address, ConnectionInfo, ResponseFlag},
+    base::{Address, ConnectionInfo, ResponseFlag, next_connection_id},
     http::Thread,
     network::{Connection, FactsSlot},
     observe::{StreamInfo, format::Facts, stream_info::Metadata},
     transport::Io,
 };
-use std::{
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Instant,
-};
-
-/// The connections of the process are numbered.
-static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
+use std::{rc::Rc, sync::Arc, time::Instant};
 
 /// A new connection: limited, then served by a task of its own.
 pub fn begin(listeners: &Rc<Listeners>, active: &Rc<Active>, io: Io, local: Address, remote: Address) {
     let Some(socket) = active.open_socket(&listeners.thread) else { return };
-    let info = ConnectionInfo::accepted(NEXT_CONNECTION.fetch_add(1, Relaxed), local, remote);
+    let info = ConnectionInfo::accepted(next_connection_id(), local, remote);
     tokio::task::spawn_local(serve(listeners.clone(), socket, Accepted::new(io, info)));
 }
 

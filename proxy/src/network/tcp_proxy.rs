@@ -1,25 +1,29 @@
 //! `envoy.filters.network.tcp_proxy`: the bytes of a connection go to a host of a cluster and back.
 
-use super::{CompileContext, Connection, ListenerFacts, NetworkFilter, Terminal};
+mod transfer;
+mod tunnel;
+
+use super::{CompileContext, Connection, FactsSlot, ListenerFacts, NetworkFilter, Terminal, sni_cluster::CLUSTER_KEY};
 use crate::{
-    base::{ResponseFlag, StreamError, Timer},
+    base::{ResetReason, ResponseFlag, StreamError, Timer},
     http::Thread,
     observe::{StreamInfo, access_log::AccessLogs, format::Facts},
     stats,
     transport::Io,
-    upstream::{ClusterId, LbContext, ThreadCluster, UpstreamConnection},
+    upstream::{ClosedBy, ClusterId, LbContext, Priority, ThreadCluster, ThreadHost, UpstreamConnection},
 };
+use bytes::{Bytes, BytesMut};
 use std::{
-    cell::Cell,
     future::{Future, poll_fn},
-    io,
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context as TaskContext, Poll, ready},
+    task::Poll,
     time::Instant,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncReadExt;
+use transfer::{Counters, Direction, Failed, Transfer};
+use tunnel::Tunneling;
 use weft_config::{Context, tcp_proxy::TcpProxy as Config};
 use weft_control_api::{Any, envoy::extensions::filters::network::tcp_proxy::v3 as pb};
 
@@ -52,6 +56,7 @@ struct TcpProxy {
     config: Config,
     clusters: Vec<(ClusterId, u32)>,
     total: u64,
+    tunneling: Option<Tunneling>,
     logs: AccessLogs,
     listener: ListenerFacts,
 }
@@ -63,6 +68,7 @@ pub fn compile(any: &Any, compile: &mut CompileContext<'_>, cx: &mut Context) ->
     Some(Arc::new(TcpProxy {
         total: clusters.iter().map(|(_, weight)| u64::from(*weight)).sum(),
         clusters,
+        tunneling: config.tunneling.as_ref().map(|p| cx.field("tunneling_config", |cx| Tunneling::compile(p, cx))),
         logs: AccessLogs::compile("access_log", &config.access_log, compile.log_writer, cx),
         listener: compile.listener.clone(),
         config,
@@ -85,15 +91,13 @@ impl NetworkFilter for TcpProxy {
 impl Terminal for Active {
     fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(async move {
+            let Connection { io, info, drain: _, thread, dynamic_metadata, filter_state, facts } = connection;
             self.stats.downstream_cx_total.inc();
-            let mut session = Session {
-                info: StreamInfo::new(connection.info.clone()),
-                thread: connection.thread.clone(),
-                active: self.clone(),
-            };
-            session.info.dynamic_metadata = connection.dynamic_metadata.clone();
-            session.info.listener_metadata = self.proxy.listener.metadata.clone();
-            session.run(connection.io).await;
+            let mut info = StreamInfo::new(info);
+            info.dynamic_metadata = dynamic_metadata;
+            info.filter_state = filter_state;
+            info.listener_metadata = self.proxy.listener.metadata.clone();
+            Session { info, thread, active: self, facts }.run(io).await;
         })
     }
 }
@@ -103,12 +107,18 @@ struct Session {
     info: StreamInfo,
     thread: Rc<Thread>,
     active: Rc<Active>,
+    /// Where the listener's log finds what is known.
+    facts: Option<FactsSlot>,
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
         self.info.points.end = Some(Instant::now());
         self.log("TcpConnectionEnd");
+        if let Some(facts) = &self.facts {
+            let nothing = StreamInfo::new(self.info.connection.clone());
+            facts.set(Some(Box::new(std::mem::replace(&mut self.info, nothing))));
+        }
     }
 }
 
@@ -120,46 +130,83 @@ impl Session {
 
     async fn run(&mut self, mut downstream: Io) {
         let active = self.active.clone();
-        let (proxy, stats) = (&active.proxy, &active.stats);
-        let config = &proxy.config;
+        let config = &active.proxy.config;
         if config.flush_access_log_on_start {
             self.log("TcpConnectionStart");
         }
+        if let Some(most) = config.early_data {
+            let Some(early) = self.read_early(&mut downstream, most).await else { return };
+            downstream.put_back(early);
+        }
         let Some(cluster) = self.pick_cluster() else {
-            stats.downstream_cx_no_route.inc();
+            active.stats.downstream_cx_no_route.inc();
             self.info.set_flag(ResponseFlag::NoClusterFound);
-            self.info.set_details("cluster_not_found");
             return;
         };
         self.info.upstream.cluster = Some(cluster.info().observability_name.clone());
         self.info.upstream.cluster_metadata = cluster.info().metadata.clone();
-        let connected = self.connect(&cluster).await;
-        let Some((mut upstream, connection)) = connected else { return };
+        self.info.points.upstream_connect_start = Some(Instant::now());
+        let Some((mut upstream, connection)) = self.connect(&cluster).await else { return };
+        self.info.points.upstream_connect_end = Some(Instant::now());
         self.info.upstream.local = connection.local().cloned();
         self.info.upstream.remote = connection.remote().cloned();
         self.info.upstream.connection_id = Some(connection.id());
+        self.info.upstream.protocol = connection.protocol();
         if config.flush_access_log_on_connected {
             self.log("TcpUpstreamConnected");
         }
-        let progress = Progress::default();
-        let mut moving = Moving::new(&mut downstream, &mut upstream, proxy.listener.buffer_limit);
-        let mut idle = Timer::new();
-        let mut most = Timer::new();
-        most.set_after(
-            config
-                .max_downstream_connection_duration
-                .map(|d| d.mul_f64(1.0 + fastrand::f64() * config.max_duration_jitter / 100.0)),
-        );
-        let mut periodic = Timer::new();
-        periodic.set_after(config.access_log_flush_interval);
-        let mut seen = (0, 0);
+        let by = self.transfer(&cluster, &mut downstream, &mut upstream).await;
+        if connection.protocol().is_none() {
+            connection.closed(by, true);
+        }
+    }
+
+    /// The client's first bytes, before which no host is connected to; at most about `most` are read.
+    async fn read_early(&mut self, downstream: &mut Io, most: usize) -> Option<Bytes> {
+        let mut early = BytesMut::new();
+        let n = downstream.read_buf(&mut early).await.ok()?;
+        self.active.stats.early_data_received_count_total.inc();
+        (n > 0).then(|| early.freeze()).filter(|_| most > 0)
+    }
+
+    /// Moves bytes until the connection is over; says who ended the host's.
+    async fn transfer(&mut self, cluster: &ThreadCluster, downstream: &mut Io, upstream: &mut Io) -> ClosedBy {
+        let active = self.active.clone();
+        let (config, stats, cluster_stats) = (&active.proxy.config, &active.stats, cluster.stats());
+        let here = active.proxy.listener.buffer_limit;
+        let there = cluster.info().config.per_connection_buffer_limit_bytes as usize;
+        let to_upstream = Counters {
+            read: &stats.downstream_cx_rx_bytes_total,
+            written: &cluster_stats.upstream_cx_tx_bytes_total,
+            paused: &stats.downstream_flow_control_paused_reading_total,
+            resumed: &stats.downstream_flow_control_resumed_reading_total,
+        };
+        let to_downstream = Counters {
+            read: &cluster_stats.upstream_cx_rx_bytes_total,
+            written: &stats.downstream_cx_tx_bytes_total,
+            paused: &cluster_stats.upstream_flow_control_paused_reading_total,
+            resumed: &cluster_stats.upstream_flow_control_resumed_reading_total,
+        };
+        let mut transfer = Transfer {
+            downstream,
+            upstream,
+            to_upstream: Direction::new(here, there, to_upstream),
+            to_downstream: Direction::new(there, here, to_downstream),
+        };
+        let (mut idle, mut most, mut periodic) = (Timer::new(), Timer::new(), Timer::new());
         idle.set_after(config.idle_timeout);
-        loop {
+        let jitter = 1.0 + fastrand::f64() * config.max_duration_jitter / 100.0;
+        most.set_after(config.max_downstream_connection_duration.map(|duration| duration.mul_f64(jitter)));
+        periodic.set_after(config.access_log_flush_interval);
+        let mut seen = 0;
+        let mut flushing = false;
+        let by = loop {
             let end = poll_fn(|cx| {
-                if let Poll::Ready(result) = moving.poll(cx, &progress) {
+                if let Poll::Ready(result) = transfer.poll(cx) {
                     return Poll::Ready(Event::Done(result));
                 }
-                let now = (progress.received.get(), progress.sent.get());
+                let (up, down) = (&transfer.to_upstream, &transfer.to_downstream);
+                let now = up.read() + up.written() + down.read() + down.written();
                 if now != seen {
                     seen = now;
                     idle.set_after(config.idle_timeout);
@@ -170,42 +217,59 @@ impl Session {
                 if most.poll(cx).is_ready() {
                     return Poll::Ready(Event::TooLong);
                 }
+                if !flushing && transfer.is_flushing_upstream() {
+                    flushing = true;
+                    stats.upstream_flush_total.inc();
+                    stats.upstream_flush_active.inc();
+                }
                 periodic.poll(cx).map(|()| Event::Log)
             })
             .await;
-            self.info.bytes.received = progress.received.get();
-            self.info.bytes.sent = progress.sent.get();
+            let bytes = &mut self.info.bytes;
+            bytes.received = transfer.to_upstream.read();
+            bytes.sent = transfer.to_downstream.read();
+            (bytes.downstream_wire_received, bytes.downstream_wire_sent) = (bytes.received, bytes.sent);
+            (bytes.upstream_wire_sent, bytes.upstream_wire_received) = (transfer.to_upstream.written(), bytes.sent);
             match end {
                 Event::Log => {
                     self.log("TcpPeriodic");
                     periodic.set_after(config.access_log_flush_interval);
-                    continue;
                 }
-                Event::Done(Ok(())) => {}
-                Event::Done(Err(Failed::Downstream)) => {
-                    self.info.set_flag(ResponseFlag::DownstreamConnectionTermination);
+                Event::Done(Ok(client_was_last)) => break if client_was_last { ClosedBy::Us } else { ClosedBy::Peer },
+                Event::Done(Err(Failed::Downstream { reset })) => {
+                    if reset {
+                        transfer.upstream.reset_on_drop();
+                    }
+                    break ClosedBy::Us;
                 }
-                Event::Done(Err(Failed::Upstream)) => self.info.set_flag(ResponseFlag::UpstreamConnectionTermination),
+                Event::Done(Err(Failed::Upstream { reset })) => {
+                    if reset {
+                        self.info.set_flag(ResponseFlag::UpstreamRemoteReset);
+                        transfer.downstream.reset_on_drop();
+                    }
+                    break ClosedBy::Peer;
+                }
                 Event::Idle => {
                     stats.idle_timeout.inc();
-                    cluster.stats().upstream_cx_idle_timeout.inc();
-                    self.info.set_flag(ResponseFlag::StreamIdleTimeout);
+                    break ClosedBy::Us;
                 }
                 Event::TooLong => {
                     stats.max_downstream_connection_duration.inc();
                     self.info.set_flag(ResponseFlag::DurationTimeout);
-                    self.info.connection_termination_details = Some("max_duration");
+                    break ClosedBy::Us;
                 }
             }
-            break;
+        };
+        if flushing {
+            stats.upstream_flush_active.dec();
         }
-        stats.downstream_cx_rx_bytes_total.add(progress.received.get());
-        stats.downstream_cx_tx_bytes_total.add(progress.sent.get());
-        cluster.stats().upstream_cx_tx_bytes_total.add(progress.received.get());
-        cluster.stats().upstream_cx_rx_bytes_total.add(progress.sent.get());
+        by
     }
 
     fn pick_cluster(&self) -> Option<Rc<ThreadCluster>> {
+        if let Some(named) = self.info.filter_state.get(CLUSTER_KEY) {
+            return self.thread.upstreams.by_name(std::str::from_utf8(&named.text).ok()?);
+        }
         let proxy = &self.active.proxy;
         let mut left = if proxy.total > 1 { fastrand::u64(..proxy.total) } else { 0 };
         let chosen = proxy.clusters.iter().find(|(_, weight)| {
@@ -221,21 +285,27 @@ impl Session {
         let active = self.active.clone();
         let config = &active.proxy.config;
         let mut pause = config.backoff.map(|(base, _)| base);
-        for attempt in 1..=config.max_connect_attempts.max(1) {
-            self.info.attempt_count = attempt;
+        for attempt in 1..=config.max_connect_attempts {
+            let connections = &cluster.info().breakers.of(Priority::Default).connections;
+            if connections.current() >= connections.max() {
+                cluster.stats().upstream_cx_overflow.inc();
+                self.info.set_flag(ResponseFlag::UpstreamOverflow);
+                return None;
+            }
             let connection = self.info.connection.clone();
             let context = LbContext { connection: Some(&connection), ..LbContext::default() };
             let Some(host) = cluster.choose_host(&context) else {
                 self.info.set_flag(ResponseFlag::NoHealthyUpstream);
                 return None;
             };
-            self.info.upstream.host = Some(host.address().clone());
-            self.info.upstream.attempted.push(host.address().clone());
-            match cluster.tcp_connect(&host, &context).await {
+            self.info.attempt_count = attempt;
+            match self.connect_to(cluster, &host, &context).await {
                 Ok(connected) => return Some(connected),
                 Err(error) => self.refused(&error),
             }
-            if let (Some(wait), Some((_, most))) = (pause, config.backoff) {
+            if let (Some(wait), Some((_, most))) = (pause, config.backoff)
+                && attempt < config.max_connect_attempts
+            {
                 tokio::time::sleep(wait.mul_f64(fastrand::f64())).await;
                 pause = Some((wait * 2).min(most));
             }
@@ -245,7 +315,26 @@ impl Session {
         None
     }
 
+    async fn connect_to(
+        &mut self,
+        cluster: &Rc<ThreadCluster>,
+        host: &Rc<ThreadHost>,
+        context: &LbContext<'_>,
+    ) -> Result<(Io, Rc<UpstreamConnection>), StreamError> {
+        self.info.upstream.host = Some(host.address().clone());
+        self.info.upstream.attempted.push(host.address().clone());
+        match &self.active.proxy.tunneling {
+            Some(tunneling) => tunneling.open(cluster, host, &self.info).await,
+            None => cluster.tcp_connect(host, context).await,
+        }
+    }
+
     fn refused(&mut self, error: &StreamError) {
+        if error.reason == ResetReason::Overflow {
+            // No connection was tried, so there is no host to name.
+            self.info.upstream.host = None;
+            return;
+        }
         self.info.set_flag(error.reason.upstream_flag());
         if !error.details.is_empty() {
             self.info.upstream.transport_failure = Some(error.details.clone());
@@ -254,123 +343,8 @@ impl Session {
 }
 
 enum Event {
-    Done(Result<(), Failed>),
+    Done(Result<bool, Failed>),
     Idle,
     TooLong,
     Log,
-}
-
-#[derive(Clone, Copy)]
-enum Failed {
-    Downstream,
-    Upstream,
-}
-
-/// Bytes that passed each way.
-#[derive(Default)]
-struct Progress {
-    received: Cell<u64>,
-    sent: Cell<u64>,
-}
-
-/// Both directions of a connection, ended together when one fails.
-struct Moving<'a> {
-    downstream: &'a mut Io,
-    upstream: &'a mut Io,
-    to_upstream: Direction,
-    to_downstream: Direction,
-}
-
-/// One direction: what was read and not yet written.
-struct Direction {
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
-    limit: usize,
-    read_done: bool,
-    shut: bool,
-}
-
-/// Copying wants 64 KiB at a time (measured), and never more than the buffer limit.
-const BUFFER: usize = 64 << 10;
-
-impl<'a> Moving<'a> {
-    fn new(downstream: &'a mut Io, upstream: &'a mut Io, limit: usize) -> Self {
-        let direction = || Direction {
-            buffer: Vec::new(),
-            start: 0,
-            end: 0,
-            limit: limit.clamp(1024, BUFFER),
-            read_done: false,
-            shut: false,
-        };
-        Self { downstream, upstream, to_upstream: direction(), to_downstream: direction() }
-    }
-
-    /// Moves what can be moved. Ready once both sides have ended and everything was written.
-    fn poll(&mut self, cx: &mut TaskContext<'_>, progress: &Progress) -> Poll<Result<(), Failed>> {
-        let up = self.to_upstream.poll(cx, self.downstream, self.upstream, &progress.received);
-        let down = self.to_downstream.poll(cx, self.upstream, self.downstream, &progress.sent);
-        match (up, down) {
-            (Poll::Ready(Err(End::Read)), _) | (_, Poll::Ready(Err(End::Write))) => {
-                Poll::Ready(Err(Failed::Downstream))
-            }
-            (_, Poll::Ready(Err(End::Read))) | (Poll::Ready(Err(End::Write)), _) => Poll::Ready(Err(Failed::Upstream)),
-            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
-            _ => Poll::Pending,
-        }
-    }
-}
-
-/// Which end of a direction failed.
-enum End {
-    Read,
-    Write,
-}
-
-impl Direction {
-    fn poll(
-        &mut self,
-        cx: &mut TaskContext<'_>,
-        from: &mut Io,
-        to: &mut Io,
-        count: &Cell<u64>,
-    ) -> Poll<Result<(), End>> {
-        loop {
-            while self.start < self.end {
-                match ready!(Pin::new(&mut *to).poll_write(cx, &self.buffer[self.start..self.end])) {
-                    Ok(0) | Err(_) => return Poll::Ready(Err(End::Write)),
-                    Ok(n) => {
-                        self.start += n;
-                        count.set(count.get() + n as u64);
-                    }
-                }
-            }
-            if self.read_done {
-                if !self.shut {
-                    // A peer that is gone already is told nothing more.
-                    let _ = ready!(Pin::new(&mut *to).poll_shutdown(cx));
-                    self.shut = true;
-                }
-                return Poll::Ready(Ok(()));
-            }
-            if self.buffer.is_empty() {
-                // No buffer is held while there is nothing to read.
-                ready!(from.poll_read_ready(cx)).map_err(|_: io::Error| ()).unwrap_or_default();
-                self.buffer = vec![0; self.limit];
-            }
-            let mut buf = ReadBuf::new(&mut self.buffer);
-            match Pin::new(&mut *from).poll_read(cx, &mut buf) {
-                Poll::Pending => {
-                    self.buffer = Vec::new();
-                    return Poll::Pending;
-                }
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Read)),
-                Poll::Ready(Ok(())) => {
-                    let n = buf.filled().len();
-                    (self.start, self.end, self.read_done) = (0, n, n == 0);
-                }
-            }
-        }
-    }
 }

@@ -3,11 +3,13 @@
 //! Made by listeners (accept) and clusters (connect); read and written by codecs and the TCP proxy.
 
 use bytes::Bytes;
+use socket2::SockRef;
 use std::{
     io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -61,6 +63,18 @@ impl Io {
             Self::Unix(s) => s.poll_read_ready(cx),
             Self::Boxed(_) | Self::Prefixed(..) => Poll::Ready(Ok(())),
             Self::Metered(_, s) => s.poll_read_ready(cx),
+        }
+    }
+}
+
+impl Io {
+    /// Dropping the connection then resets it, rather than ending it in order.
+    pub fn reset_on_drop(&self) {
+        match self {
+            // An option that cannot be set leaves an ordinary close.
+            Self::Tcp(s) => drop(SockRef::from(s).set_linger(Some(Duration::ZERO))),
+            Self::Prefixed(_, s) | Self::Metered(_, s) => s.reset_on_drop(),
+            Self::Unix(_) | Self::Boxed(_) => {}
         }
     }
 }

@@ -1,20 +1,14 @@
 //! What is known and counted of one connection to a host.
 
 use super::{host::HostState, shared::Shared};
-use crate::base::Address;
+use crate::base::{Address, next_connection_id};
 use std::{
     cell::Cell,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
 };
 use weft_config::route::Priority;
-
-/// Ids of upstream connections, unique in the process.
-static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// A connection to a host, as streams and access logs see it.
 pub struct UpstreamConnection {
@@ -33,7 +27,7 @@ impl UpstreamConnection {
         remote: Option<Address>,
         protocol: Option<&'static str>,
     ) -> Rc<Self> {
-        let id = NEXT_ID.fetch_add(1, Relaxed);
+        let id = next_connection_id();
         Rc::new(Self { id, local, remote, protocol, streams: Cell::new(0), tally })
     }
 

@@ -619,7 +619,7 @@ fn address<'a>(facts: &Facts<'a>, which: Which) -> Option<&'a Address> {
         Which::DownstreamDirectRemote => Some(&connection.direct_remote),
         Which::DownstreamLocal => Some(&connection.local),
         Which::DownstreamDirectLocal => Some(&connection.direct_local),
-        Which::UpstreamRemote => info.upstream.remote.as_ref().or(info.upstream.host.as_ref()),
+        Which::UpstreamRemote => info.upstream.remote.as_ref(),
         Which::UpstreamLocal => info.upstream.local.as_ref(),
         Which::UpstreamHost => info.upstream.host.as_ref(),
     }
