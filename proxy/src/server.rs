@@ -7,6 +7,7 @@ pub mod discovery;
 pub mod file_watch;
 pub mod log_format;
 pub mod logging;
+pub mod quickstart;
 pub mod runtime;
 pub mod view;
 pub mod worker;

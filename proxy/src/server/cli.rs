@@ -58,9 +58,15 @@ pub enum Command {
 /// `weft quickstart`.
 #[derive(Clone, Debug, Args)]
 pub struct Quickstart {
-    /// Where the mesh's configuration is written, to be edited; a temporary directory if not given
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
+    /// Where the mesh's configuration is written, to be edited; what is there already is kept
+    #[arg(long, value_name = "DIR", default_value = "weft-quickstart")]
+    pub dir: PathBuf,
+    /// The gateway's port; the 23 after it are used, too
+    #[arg(long, value_name = "PORT", default_value_t = 10_000)]
+    pub port: u16,
+    /// Runs the mesh on another proxy that takes Envoy's flags: Envoy
+    #[arg(long, value_name = "PROGRAM")]
+    pub proxy: Option<PathBuf>,
 }
 
 /// Where configuration comes from and how strictly it is read.
@@ -463,6 +469,6 @@ mod tests {
     fn quickstart_is_a_command() {
         let options = parse(&["quickstart", "--dir", "/x"]).expect("valid");
         let Some(Command::Quickstart(quickstart)) = options.command else { panic!("no command") };
-        assert_eq!(quickstart.dir, Some(PathBuf::from("/x")));
+        assert_eq!((quickstart.dir, quickstart.port), (PathBuf::from("/x"), 10_000));
     }
 }
