@@ -18,6 +18,7 @@ pub use upstream::{Reply, Seen, Upstream};
 use std::{
     fmt::Debug,
     net::TcpListener,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -39,13 +40,20 @@ pub fn until<T>(about: &str, mut what: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A TCP port of 127.0.0.1 that nobody listens at.
+/// A TCP port of 127.0.0.1 that nobody listens at, each time another one. It is below those that the kernel gives to
+/// connections, so that nobody's connection gets it before a proxy listens.
 ///
 /// # Panics
 /// There is none.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it is bound").port()
+    const PORTS: u32 = 20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(61);
+    until("a free port", || {
+        let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 12_000 + u16::try_from(n % PORTS).expect("few enough");
+        TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(port)
+    })
 }
 
 /// Runs the real Envoy and Weft on the same configuration and compares what `observe` makes of each. `config` is given

@@ -1,6 +1,7 @@
 //! What tests run: the project's own binaries, and what `make tools` fetched.
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -71,7 +72,8 @@ pub fn python() -> Option<PathBuf> {
     None
 }
 
-/// Says that a test cannot run here.
+/// Says that a test cannot run here, past the test runner, which keeps to itself what tests print.
 pub fn skipped(why: &str) {
-    eprintln!("skipped: {why}");
+    let test = std::thread::current();
+    let _ = writeln!(std::io::stderr(), "skipped: {}: {why}", test.name().unwrap_or_default());
 }
