@@ -223,7 +223,8 @@ impl Control {
             ResourceType::Listener => {
                 listeners.listener_added.add(added);
                 listeners.listener_modified.add(modified);
-                listeners.listener_in_place_updated.add(modified);
+                let in_place = std::mem::take(&mut self.store.borrow_mut().in_place_updates);
+                listeners.listener_in_place_updated.add(in_place);
                 listeners.listener_create_success.add((added + modified) * self.concurrency as u64);
                 listeners.listener_removed.add(removed);
             }

@@ -71,6 +71,8 @@ pub struct Store {
     assignments: BTreeMap<String, config::ClusterLoadAssignment>,
     /// Workers run: a listener in force listens.
     is_serving: bool,
+    /// Listeners whose filter chains alone were changed, since the last time that they were counted.
+    pub in_place_updates: u64,
     /// What was waited for long enough.
     timed_out: BTreeSet<(ResourceType, String)>,
     pub runtime: Arc<RuntimeSnapshot>,
@@ -103,6 +105,7 @@ impl Store {
             assignments: BTreeMap::new(),
             timed_out: BTreeSet::new(),
             is_serving: false,
+            in_place_updates: 0,
             runtime,
             workers,
             log_writer,
@@ -252,6 +255,8 @@ impl Store {
             let (old, _) = self.read(&entry.bytes).ok()?;
             Some((&*entry.value, Unchanged::between(&old, &proto)?))
         });
+        // Where only filter chains change, the listener stays the one that it was, with its version.
+        let kept_origin = before.filter(|_| kept_chains.is_some() && self.is_serving).map(|entry| entry.origin.clone());
         let (clusters, warming, refused) = (&self.clusters, &self.warming_clusters, &self.refused_clusters);
         let exists = |name: &str| clusters.contains_key(name) || warming.contains_key(name) || refused.contains(name);
         let mut context = CompileContext {
@@ -290,6 +295,8 @@ impl Store {
                 ),
             };
         }
+        self.in_place_updates += u64::from(kept_origin.is_some());
+        let origin = kept_origin.unwrap_or(origin);
         let name = listener.config.name.clone();
         let entry = Entry { value: Arc::new(listener), bytes: bytes.to_vec(), origin, updated: SystemTime::now() };
         self.warming_listeners.insert(name, entry);
