@@ -32,7 +32,11 @@ pub fn compile(any: &Any, compile: &mut CompileContext<'_>, cx: &mut Context) ->
         RouteSource::Inline(routes) => {
             if routes.validate_clusters != Some(false) {
                 for to in routes.clusters().filter(|to| !(compile.cluster_exists)(to.name)) {
-                    let path = format!("route_config.{}", to.path());
+                    // Where something is wrong already, routes may be left out and places shifted.
+                    let path = match cx.has_problems() {
+                        true => "route_config".to_owned(),
+                        false => format!("route_config.{}", to.path()),
+                    };
                     cx.problem_at(&path, format!("route: unknown cluster '{}'", to.name));
                 }
             }

@@ -63,11 +63,8 @@ pub fn run(options: Options) -> ExitCode {
 
 /// Prints why the process ends before it began, and ends it.
 pub fn exit(exit: &Exit) -> ExitCode {
-    if exit.code == 0 {
-        say(exit.text.trim_end_matches('\n'))
-    } else {
-        complain(exit.text.trim_end_matches('\n'))
-    }
+    let text = exit.text.trim_end_matches('\n');
+    if exit.to_stderr { complain(text) } else { say(text) }
     ExitCode::from(exit.code)
 }
 

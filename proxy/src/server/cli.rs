@@ -245,8 +245,9 @@ pub enum IpVersion {
 /// The process is to end before it began: text to print, and the exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// Goes to the standard output if the code is 0, else to the standard error.
     pub text: String,
+    /// Where it goes: to the standard error, or to the standard output.
+    pub to_stderr: bool,
     pub code: u8,
 }
 
@@ -256,19 +257,23 @@ impl Options {
         let matches = Self::command().try_get_matches_from(args);
         let options = matches
             .and_then(|matches| Self::from_arg_matches(&matches))
-            .map_err(|error| Exit { text: error.render().to_string(), code: u8::from(error.use_stderr()) })?;
+            .map_err(|error| Exit {
+                text: error.render().to_string(),
+                to_stderr: error.use_stderr(),
+                code: u8::from(error.use_stderr()),
+            })?;
         if options.version {
-            return Err(Exit { text: format!("\nweft  version: {}\n\n", version()), code: 0 });
+            return Err(Exit { text: format!("\nweft  version: {}\n\n", version()), to_stderr: false, code: 0 });
         }
         if options.restart.hot_restart_version {
-            return Err(Exit { text: format!("{}\n", options.hot_restart_version()), code: 0 });
+            return Err(Exit { text: format!("{}\n", options.hot_restart_version()), to_stderr: true, code: 0 });
         }
         options.check()?;
         Ok(options)
     }
 
     fn check(&self) -> Result<(), Exit> {
-        let problem = |text: &str| Err(Exit { text: format!("error: {text}\n"), code: 1 });
+        let problem = |text: &str| Err(Exit { text: format!("error: {text}\n"), to_stderr: true, code: 1 });
         if u32::from_str_radix(&self.restart.socket_mode, 8).is_err() {
             return problem(&format!("invalid socket-mode '{}'", self.restart.socket_mode));
         }
