@@ -64,7 +64,11 @@ pub fn run(options: Options) -> ExitCode {
 /// Prints why the process ends before it began, and ends it.
 pub fn exit(exit: &Exit) -> ExitCode {
     let text = exit.text.trim_end_matches('\n');
-    if exit.to_stderr { complain(text) } else { say(text) }
+    if exit.to_stderr {
+        complain(text)
+    } else {
+        say(text)
+    }
     ExitCode::from(exit.code)
 }
 

@@ -255,13 +255,11 @@ impl Options {
     /// Reads a command line; the first argument is the program's name.
     pub fn parse_from_args(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, Exit> {
         let matches = Self::command().try_get_matches_from(args);
-        let options = matches
-            .and_then(|matches| Self::from_arg_matches(&matches))
-            .map_err(|error| Exit {
-                text: error.render().to_string(),
-                to_stderr: error.use_stderr(),
-                code: u8::from(error.use_stderr()),
-            })?;
+        let options = matches.and_then(|matches| Self::from_arg_matches(&matches)).map_err(|error| Exit {
+            text: error.render().to_string(),
+            to_stderr: error.use_stderr(),
+            code: u8::from(error.use_stderr()),
+        })?;
         if options.version {
             return Err(Exit { text: format!("\nweft  version: {}\n\n", version()), to_stderr: false, code: 0 });
         }
