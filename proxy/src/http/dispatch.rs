@@ -174,6 +174,10 @@ async fn forward_request(
     Next::Answer(Answer::Done)
 }
 
+/// So many bytes of a request's body are kept until the response begins, in case its kept-alive connection turns out to
+/// have been closed.
+const REPLAY: u64 = 16 * 1024;
+
 /// Tries hosts until one gives a response that may go to the client.
 async fn attempts(
     stream: &mut Stream,
@@ -194,10 +198,13 @@ async fn attempts(
             Err(Ok(answer)) => return Err(answer),
             Err(Err(error)) => return Err(failed(stream, cluster, &error)),
         };
+        if attempt.connection.was_reused() {
+            request.keep_for_replay(REPLAY);
+        }
         match exchange(stream, &mut attempt, timeouts, request, responder).await {
             Outcome::Response(head, body) => return Ok((attempt, head, body)),
             Outcome::Interrupted(interrupt) => return Err(timed_out(stream, cluster, interrupt, request)),
-            // The upstream closed a kept-alive connection as we wrote to it: nothing was processed, so nothing is lost.
+            // The upstream closed a kept-alive connection before it had seen the request: nothing is lost.
             Outcome::Failed(error)
                 if error.retry_is_safe && attempt.connection.was_reused() && request.can_replay() && replays < 3 =>
             {

@@ -61,8 +61,11 @@ impl Pump {
         Self { source, state: State::Moving, bytes: 0, replay: None, tees: Vec::new() }
     }
 
-    /// Keeps what passes, up to `limit` bytes, so that the message can be sent again.
+    /// Keeps what passes, up to `limit` bytes, so that the message can be sent again. Too late once something has passed.
     pub fn keep_for_replay(&mut self, limit: u64) {
+        if self.bytes > 0 {
+            return;
+        }
         self.replay.get_or_insert_with(|| Replay { limit, ..Replay::default() });
     }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use socket2::SockRef;
 use std::{
     io::{self, IoSlice},
+    os::fd::AsRawFd,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -56,6 +57,16 @@ impl Io {
         }
     }
 
+    /// How many bytes the peer's TCP has acknowledged since the connection began (RFC 4898, `ThruOctetsAcked`; Linux counts
+    /// the SYN too). `None` where the kernel does not say.
+    pub fn bytes_acked(&self) -> Option<u64> {
+        match self {
+            Self::Tcp(s) => bytes_acked(s),
+            Self::Prefixed(_, s) | Self::Metered(_, s) => s.bytes_acked(),
+            Self::Unix(_) | Self::Boxed(_) => None,
+        }
+    }
+
     /// Ready when a read would not wait; a hint, as readiness is everywhere.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
@@ -77,6 +88,19 @@ impl Io {
             Self::Unix(_) | Self::Boxed(_) => {}
         }
     }
+}
+
+fn bytes_acked(socket: &TcpStream) -> Option<u64> {
+    /// Where Linux' `struct tcp_info` has `tcpi_bytes_acked`; libc's has it not yet.
+    const AT: usize = 120;
+    let mut info = [0u8; AT + 8];
+    let mut len = info.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `info`, which has as many.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut len)
+    };
+    let acked = info.last_chunk().copied().map(u64::from_ne_bytes)?;
+    (result == 0 && len as usize == info.len()).then_some(acked)
 }
 
 macro_rules! each {

@@ -186,12 +186,10 @@ impl Shared {
                 Ok(None) => {}
                 Err(bad) => return Poll::Ready(Err(exchange.fail(bad.error(Side::Upstream)))),
             }
-            let unwritten = !exchange.is_written();
             let error = match exchange.wire.poll_fill(cx) {
                 Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) if !state.touched => {
                     let error = exchange.stale();
-                    // Nothing of the request left this machine: nothing of it was processed.
-                    if unwritten { error.retry_safe() } else { error }
+                    if exchange.is_untouched() { error.retry_safe() } else { error }
                 }
                 Poll::Ready(Ok(1..)) => continue,
                 // A head cut short is malformed.

@@ -49,6 +49,12 @@ impl Wire {
         self.written
     }
 
+    /// True if the peer's TCP certainly took nothing after the first `bytes` that were written.
+    pub fn took_no_more_than(&self, bytes: u64) -> bool {
+        // One more for the SYN. Where more goes over the wire than is written here (TLS), this is never true.
+        self.io.bytes_acked().is_some_and(|acked| acked <= bytes + 1)
+    }
+
     /// True if nothing waits to be written or flushed.
     pub fn is_clear(&self) -> bool {
         self.flushed && self.out.is_empty()
