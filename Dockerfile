@@ -1,13 +1,18 @@
-# A static binary and nothing else: `docker build -t weft .`
+# Two static binaries and nothing else: `docker build -t weft .`
 FROM rust:1.95-alpine AS build
-RUN apk add --no-cache musl-dev make
+# The allocator is C.
+RUN apk add --no-cache musl-dev gcc
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked --bins --target "$(rustc -vV | sed -n 's/^host: //p')" \
- && mkdir /out && cp target/*/release/weft target/*/release/weft-control /out/
+ARG REVISION
+ENV WEFT_REVISION=$REVISION
+# Alpine's own target is musl: static without further flags.
+RUN cargo build --release --locked --bin weft --bin weft-control \
+ && mkdir /out && cp target/release/weft target/release/weft-control /out/
 
 FROM scratch
 COPY --from=build /out/weft /out/weft-control /usr/local/bin/
+# Ports below 1024 need NET_BIND_SERVICE.
 USER 1337:1337
 ENTRYPOINT ["/usr/local/bin/weft"]
 CMD ["--help"]

@@ -374,7 +374,9 @@ pub fn version() -> String {
 
 /// The source's commit, zeros if the build was not told (`WEFT_REVISION`).
 pub fn revision() -> &'static str {
-    option_env!("WEFT_REVISION").unwrap_or("0000000000000000000000000000000000000000")
+    option_env!("WEFT_REVISION")
+        .filter(|revision| !revision.is_empty())
+        .unwrap_or("0000000000000000000000000000000000000000")
 }
 
 /// `RELEASE` or `DEBUG`.
