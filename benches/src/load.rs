@@ -105,8 +105,8 @@ pub fn closed<C: Client>(plan: &Plan, cpu: &dyn Fn() -> Duration) -> Result<Outc
     }
     let mut ready = Vec::new();
     let mut start = Instant::now();
-    let mut end = start + plan.warm;
-    let mut spent = None;
+    let mut spent = plan.warm.is_zero().then(cpu);
+    let mut end = start + if spent.is_some() { plan.length } else { plan.warm };
     let mut requests = 0;
     loop {
         ready.extend(load.readiness.wait(Some(Duration::from_secs(1))).map_err(|e| e.to_string())?);

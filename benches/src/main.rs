@@ -63,6 +63,9 @@ struct Options {
     /// Another Weft binary to measure beside it: what a change brings
     #[arg(long)]
     baseline: Option<PathBuf>,
+    /// Only load, so many seconds a protocol, on a proxy that was started by hand (under a profiler, say)
+    #[arg(long, value_name = "SECONDS")]
+    by_hand: Option<f64>,
 }
 
 /// How long things take.
@@ -123,6 +126,9 @@ fn run(options: &Options) -> Result<bool, String> {
     backend::start::<http1::Server>(peer::HTTP1_BACKEND.port()).map_err(|e| format!("backend: {e}"))?;
     backend::start::<http2::Server>(peer::HTTP2_BACKEND.port()).map_err(|e| format!("backend: {e}"))?;
 
+    if let Some(seconds) = options.by_hand {
+        return by_hand(Duration::from_secs_f64(seconds)).map(|()| true);
+    }
     let machine = Machine::this();
     let busy = Machine::busy();
     if busy > 0.5 {
@@ -148,6 +154,18 @@ fn run(options: &Options) -> Result<bool, String> {
     let (floors, holds) = report.floors();
     println!("\n{}\n{floors}", report.table());
     Ok(holds || !options.check)
+}
+
+/// Loads whatever listens, and says how much it was.
+fn by_hand(length: Duration) -> Result<(), String> {
+    let plan = |to, connections, depth| Plan { to, connections, depth, warm: Duration::ZERO, length };
+    let none = || Duration::ZERO;
+    let http1 = load::closed::<http1::Client>(&plan(peer::HTTP1, CONNECTIONS, 1), &none)?;
+    let http2 = load::closed::<http2::Client>(&plan(peer::HTTP2, 1, STREAMS), &none)?;
+    for (name, outcome) in [("HTTP/1.1", http1), ("h2c", http2)] {
+        println!("{name}: {} requests in {:.2} s", outcome.requests, outcome.elapsed.as_secs_f64());
+    }
+    Ok(())
 }
 
 impl Bench {
