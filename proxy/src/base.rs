@@ -3,6 +3,7 @@
 //! Invariant: nothing here knows HTTP codecs, clusters or listeners.
 
 pub mod address;
+pub mod clock;
 pub mod connection_info;
 pub mod drain;
 pub mod error;

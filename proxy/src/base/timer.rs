@@ -5,7 +5,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 use tokio::time::Sleep;
@@ -34,6 +34,16 @@ impl Timer {
 
     pub fn clear(&mut self) {
         self.deadline = None;
+    }
+
+    /// Clears it and forgets whom to wake. It stays armed underneath, so that its next use costs less than a new one.
+    pub fn rest(&mut self) {
+        self.deadline = None;
+        if let Some(sleep) = &mut self.sleep
+            && sleep.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+        {
+            self.sleep = None;
+        }
     }
 
     pub fn deadline(&self) -> Option<Instant> {

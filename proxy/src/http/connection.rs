@@ -10,11 +10,16 @@ use super::{
     thread::Thread,
 };
 use crate::{
-    base::{ConnectionInfo, Drain},
+    base::{ConnectionInfo, Drain, Timer, clock},
     observe::{StreamInfo, stream_info::Metadata},
     route::RouteTable,
 };
-use std::{cell::Cell, future::Future, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    future::Future,
+    rc::Rc,
+    sync::Arc,
+};
 
 /// A downstream connection of a connection manager.
 pub struct HttpConnection {
@@ -34,7 +39,12 @@ pub struct HttpConnection {
     /// Streams that have not ended.
     pub active: Cell<u32>,
     told_of_drain: Cell<bool>,
+    /// Timers of streams that have ended.
+    timers: RefCell<Vec<Timer>>,
 }
+
+/// How many timers a connection keeps: as many as streams often run at a time.
+const TIMERS: usize = 128;
 
 /// The service that codecs call: cheap to clone.
 #[derive(Clone)]
@@ -73,6 +83,7 @@ impl HttpConnection {
             dynamic_metadata,
             active: Cell::new(0),
             told_of_drain: Cell::new(false),
+            timers: RefCell::default(),
         })
     }
 
@@ -91,6 +102,19 @@ impl HttpConnection {
         stats.downstream_rq_active.inc();
         if protocol == Protocol::Http2 { &stats.downstream_rq_http2_total } else { &stats.downstream_rq_http1_total }
             .inc();
+    }
+
+    /// A timer for a stream.
+    pub fn take_timer(&self) -> Timer {
+        self.timers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Keeps a timer for another stream.
+    pub fn keep_timer(&self, timer: Timer) {
+        let mut timers = self.timers.borrow_mut();
+        if timers.len() < TIMERS {
+            timers.push(timer);
+        }
     }
 
     /// True if the server or listener drains, or fails its health check, so that this response is the connection's last.
@@ -115,6 +139,6 @@ impl HttpConnection {
     pub fn end_stream(&self, info: &StreamInfo) {
         self.active.set(self.active.get() - 1);
         self.stats.downstream_rq_active.dec();
-        self.stats.downstream_rq_time.record(info.start.elapsed().as_millis() as u64);
+        self.stats.downstream_rq_time.record(clock::now().saturating_duration_since(info.start).as_millis() as u64);
     }
 }

@@ -1,6 +1,6 @@
 //! The timeouts of one stream, behind one timer.
 
-use crate::base::Timer;
+use crate::base::{Timer, clock};
 use std::{
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -37,9 +37,21 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
+    /// With a timer that another stream of the connection has done with.
+    pub fn with_timer(timer: Timer) -> Self {
+        Self { timer, ..Self::default() }
+    }
+
+    /// Takes the timer out, for another stream.
+    pub fn into_timer(self) -> Timer {
+        let mut timer = self.timer;
+        timer.rest();
+        timer
+    }
+
     /// Sets or clears (`None`, or zero as Envoy's "off") one deadline, from now.
     pub fn set(&mut self, which: Deadline, after: Option<Duration>) {
-        self.at[which as usize] = after.filter(|d| !d.is_zero()).map(|d| Instant::now() + d);
+        self.at[which as usize] = after.filter(|d| !d.is_zero()).map(|d| clock::now() + d);
     }
 
     pub fn clear(&mut self, which: Deadline) {
@@ -55,7 +67,7 @@ impl Deadlines {
     /// Something moved on the stream.
     pub fn touch(&mut self) {
         if let Some(idle) = self.idle {
-            self.at[Deadline::StreamIdle as usize] = Some(Instant::now() + idle);
+            self.at[Deadline::StreamIdle as usize] = Some(clock::now() + idle);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The router's work: a routed request goes to a host of its cluster, and the host's response comes back.
 
 use super::{
-    Body, Protocol, RequestHead, ResponseEvent, ResponseHead,
+    Body, ResponseEvent, ResponseHead,
     deadlines::Deadline,
     deadlines::Deadlines,
     header_names::*,
@@ -14,7 +14,7 @@ use super::{
     timeouts::{self, TimeoutPolicy, Timeouts},
 };
 use crate::{
-    base::{ResetReason, ResponseFlag, Side, StreamError},
+    base::{ResetReason, ResponseFlag, Side, StreamError, clock},
     filters::LocalReply,
     observe::StreamInfo,
     route::{Action, Forward},
@@ -22,7 +22,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
-use std::{future::poll_fn, rc::Rc, task::Poll, time::Instant};
+use std::{future::poll_fn, rc::Rc, task::Poll};
 
 /// One try at one host.
 pub struct Attempt {
@@ -39,7 +39,7 @@ impl Attempt {
         if std::mem::replace(&mut self.request_is_done, true) {
             return;
         }
-        let now = Instant::now();
+        let now = clock::now();
         info.points.upstream_tx_end = Some(now);
         info.points.downstream_rx_end.get_or_insert(now);
         deadlines.clear(Deadline::Request);
@@ -142,7 +142,8 @@ async fn forward_request(
         hedge_on_per_try: false,
         suppress_envoy_headers: router.suppress_envoy_headers,
     };
-    let original = stream.request.clone();
+    // Only an internal redirect goes back to what the client sent.
+    let original = forward.config.internal_redirect.is_some().then(|| stream.request.clone());
     let timeouts = timeouts::decide(&mut stream.request, &policy, stream.is_grpc);
     matched.finalize_request(&mut stream.request, &stream.info, !router.suppress_envoy_headers);
     if forward.config.internal_redirect.is_some() {
@@ -157,9 +158,9 @@ async fn forward_request(
         Ok(done) => done,
         Err(answer) => return Next::Answer(answer),
     };
-    if let Some(policy) = &forward.config.internal_redirect
+    if let (Some(policy), Some(original)) = (&forward.config.internal_redirect, &original)
         && request.is_read()
-        && redirect::follow(stream, policy, &original, &head, redirects)
+        && redirect::follow(stream, policy, original, &head, redirects)
     {
         drop((attempt, body));
         if stream.request.method == original.method {
@@ -247,7 +248,7 @@ async fn connect(
         protocol: if forward.connects_raw(&stream.request) { ProtocolChoice::Tcp } else { ProtocolChoice::Http },
         connection: Some(connection.info.clone()),
     };
-    stream.info.points.upstream_connect_start = Some(Instant::now());
+    stream.info.points.upstream_connect_start = Some(clock::now());
     if !timeouts.per_try.is_zero() {
         stream.deadlines.set(Deadline::PerTry, Some(timeouts.per_try));
     }
@@ -264,7 +265,7 @@ async fn connect(
     .await;
     match opened {
         Ok(Ok((upstream, connection))) => {
-            stream.info.points.upstream_connect_end = Some(Instant::now());
+            stream.info.points.upstream_connect_end = Some(clock::now());
             stream.info.upstream.local = connection.local().cloned();
             stream.info.upstream.remote = connection.remote().cloned();
             stream.info.upstream.connection_id = Some(connection.id());
@@ -284,13 +285,12 @@ async fn exchange(
     request: &mut Pump,
     responder: &mut Responder,
 ) -> Outcome {
-    let head = upstream_head(stream, attempt);
-    stream.info.points.upstream_tx_start = Some(Instant::now());
+    stream.info.points.upstream_tx_start = Some(clock::now());
     if !timeouts.per_try_idle.is_zero() {
         stream.deadlines.set(Deadline::PerTryIdle, Some(timeouts.per_try_idle));
     }
     let no_body = request.is_empty() && !stream.is_tunnel();
-    if let Err(error) = attempt.stream.send_head(head, no_body) {
+    if let Err(error) = attempt.stream.send_head(&stream.request, no_body) {
         return Outcome::Failed(error);
     }
     if no_body {
@@ -336,13 +336,6 @@ async fn exchange(
     .await
 }
 
-/// The head as this upstream's protocol wants it.
-fn upstream_head(stream: &Stream, attempt: &Attempt) -> RequestHead {
-    let mut head = stream.request.clone();
-    head.protocol = if matches!(attempt.stream, UpstreamStream::H2(_)) { Protocol::Http2 } else { Protocol::Http11 };
-    head
-}
-
 /// The upstream's response on its way to the client.
 async fn respond(
     stream: &mut Stream,
@@ -353,7 +346,7 @@ async fn respond(
     request: &mut Pump,
     responder: &mut Responder,
 ) {
-    let now = Instant::now();
+    let now = clock::now();
     stream.info.points.upstream_rx_start = Some(now);
     stream.deadlines.clear(Deadline::PerTry);
     let router = stream.connection.manager.router.clone();
@@ -374,7 +367,7 @@ async fn respond(
         route.finalize_response(&mut head, &stream.request, &stream.info);
     }
     stream.respond(head, body, request, responder, Some(attempt)).await;
-    let end = Instant::now();
+    let end = clock::now();
     stream.info.points.upstream_rx_end = Some(end);
     if let Some(sent) = stream.info.points.downstream_rx_end
         && router.dynamic_stats

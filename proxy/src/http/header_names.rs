@@ -1,6 +1,6 @@
 //! The header names that Envoy gives a meaning, as constants.
 
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 
 macro_rules! names {
     ($($constant:ident $name:literal,)*) => {
@@ -51,4 +51,20 @@ names! {
     ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE "x-envoy-upstream-rq-timeout-alt-response",
     ENVOY_UPSTREAM_RQ_TIMEOUT_MS "x-envoy-upstream-rq-timeout-ms",
     ENVOY_UPSTREAM_SERVICE_TIME "x-envoy-upstream-service-time",
+}
+
+/// True if there is any header that only concerns one connection. A pass over the names of a usual message costs less
+/// than two searches for names that are not there.
+pub fn has_connection_headers(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| {
+        matches!(
+            name.as_str(),
+            "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
+        )
+    })
+}
+
+/// True if there is any of Envoy's own headers.
+pub fn has_envoy_headers(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with("x-envoy-"))
 }

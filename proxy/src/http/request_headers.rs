@@ -260,6 +260,9 @@ pub fn check_underscores(headers: &mut HeaderMap, action: HeadersWithUnderscores
 
 fn remove_hop_by_hop(head: &mut RequestHead) {
     let headers = &mut head.headers;
+    if !has_connection_headers(headers) {
+        return;
+    }
     if head.upgrade.is_none() {
         headers.remove(header::CONNECTION);
         headers.remove(header::UPGRADE);
@@ -427,8 +430,7 @@ fn is_internal_address(config: &HttpConnectionManager, address: &Address) -> boo
 
 /// One pass over the names: most requests carry none of them.
 fn remove_unbelieved(headers: &mut HeaderMap, is_internal: bool, is_edge: bool, internal_only: &[HeaderName]) {
-    let has_any = headers.keys().any(|name| name.as_str().starts_with("x-envoy-"));
-    if has_any {
+    if has_envoy_headers(headers) {
         headers.remove(ENVOY_INTERNAL);
         if is_edge {
             for name in [

@@ -49,13 +49,15 @@ impl ResponseRules {
             }
             ServerHeaderTransformation::PassThrough => {}
         }
-        if !is_upgrade {
-            headers.remove(header::CONNECTION);
-            headers.remove(header::UPGRADE);
+        if has_connection_headers(headers) {
+            if !is_upgrade {
+                headers.remove(header::CONNECTION);
+                headers.remove(header::UPGRADE);
+            }
+            headers.remove(header::TRANSFER_ENCODING);
+            headers.remove(KEEP_ALIVE);
+            headers.remove(PROXY_CONNECTION);
         }
-        headers.remove(header::TRANSFER_ENCODING);
-        headers.remove(KEEP_ALIVE);
-        headers.remove(PROXY_CONNECTION);
         if (self.always_set_request_id || force_request_id)
             && let Some(id) = request_id
         {

@@ -105,7 +105,7 @@ impl Responder {
 
 impl UpstreamStream {
     /// Sends the request head; `end`: there is no body.
-    pub fn send_head(&mut self, head: RequestHead, end: bool) -> Result<(), StreamError> {
+    pub fn send_head(&mut self, head: &RequestHead, end: bool) -> Result<(), StreamError> {
         both!(UpstreamStream, self, s => s.send_head(head, end))
     }
 

@@ -124,7 +124,7 @@ pub fn start(stream: &Stream, forward: &Forward, request: &mut Pump) {
                 };
                 let (mut upstream, _connection) = cluster.http_stream(&host, wanted).await.ok()?;
                 let mut pump = Pump::new(body);
-                upstream.send_head(head, pump.is_empty()).ok()?;
+                upstream.send_head(&head, pump.is_empty()).ok()?;
                 let (head, mut body) = poll_fn(|cx| {
                     let _ = pump.poll(cx, &mut upstream, || ());
                     loop {

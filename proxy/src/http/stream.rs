@@ -15,14 +15,19 @@ use super::{
     service::Responder,
 };
 use crate::{
-    base::{ResetReason, ResponseFlag, Side, StreamError},
+    base::{ResetReason, ResponseFlag, Side, StreamError, clock},
     filters::{Action, HttpFilter, LocalReply},
     observe::{StreamInfo, format::Facts},
     route::{MatchContext, MatchedRoute, RouteOutcome, RouteTable},
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use std::{future::poll_fn, rc::Rc, sync::Arc, task::Poll, time::Instant};
+use std::{
+    future::{Future, poll_fn},
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+};
 
 /// The state of one stream, as filters and the router see it.
 pub struct Stream {
@@ -60,9 +65,17 @@ pub enum Answer {
 }
 
 /// Serves one request. Every stage may answer; the answer then skips the rest.
-pub async fn serve(connection: Rc<HttpConnection>, head: RequestHead, body: Body, mut responder: Responder) {
-    let mut stream = Stream::begin(connection, head);
-    let mut request = Pump::new(body);
+pub fn serve(
+    connection: Rc<HttpConnection>,
+    head: RequestHead,
+    body: Body,
+    responder: Responder,
+) -> impl Future<Output = ()> {
+    // Begun outside of the future, which stays small so: it is moved a few times before it runs.
+    run(Stream::begin(connection, head), Pump::new(body), responder)
+}
+
+async fn run(mut stream: Box<Stream>, mut request: Pump, mut responder: Responder) {
     let answer = match stream.accept(&mut request, &mut responder) {
         Err(reply) => Answer::Local(*reply),
         Ok(()) => match stream.run_request_filters(&mut request, &mut responder).await {
@@ -125,18 +138,18 @@ pub async fn reject(connection: Rc<HttpConnection>, bad: BadRequest, mut respond
 }
 
 impl Stream {
-    fn begin(connection: Rc<HttpConnection>, request: RequestHead) -> Self {
+    fn begin(connection: Rc<HttpConnection>, request: RequestHead) -> Box<Self> {
         let mut info = StreamInfo::new(connection.info.clone());
         info.protocol = Some(request.protocol.as_str());
         info.listener_metadata = connection.manager.listener_metadata.clone();
         connection.begin_stream(request.protocol);
         let table = connection.route_table();
-        let mut deadlines = Deadlines::default();
+        let mut deadlines = Deadlines::with_timer(connection.take_timer());
         let config = &connection.manager.config;
         deadlines.set_idle(config.stream_idle_timeout);
         deadlines.set(Deadline::Request, Some(config.request_timeout));
         deadlines.set(Deadline::MaxStreamDuration, config.common.max_stream_duration);
-        Self {
+        Box::new(Self {
             is_grpc: grpc::is_grpc(&request.headers),
             is_head: request.method == Method::HEAD,
             info,
@@ -154,7 +167,7 @@ impl Stream {
             response_started: false,
             is_tunnel: false,
             connection,
-        }
+        })
     }
 
     /// Checks the head, makes it ours, and finds its route.
@@ -527,7 +540,7 @@ impl Stream {
             responder.close_connection();
         }
         self.info.response_code = head.status.as_u16();
-        self.info.points.downstream_tx_start = Some(Instant::now());
+        self.info.points.downstream_tx_start = Some(clock::now());
         connection.count_response(head.status.as_u16(), &self.info);
         if connection.manager.keeps_response {
             self.response = Some(head.clone());
@@ -591,7 +604,7 @@ impl Stream {
         })
         .await;
         self.info.bytes.sent = response.bytes;
-        self.info.points.downstream_tx_end = Some(Instant::now());
+        self.info.points.downstream_tx_end = Some(clock::now());
         let reset = match result {
             Ok(()) => return,
             Err(End::Gone(error)) => {
@@ -662,7 +675,7 @@ fn is_valid_authority(authority: &[u8]) -> bool {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.info.points.end = Some(Instant::now());
+        self.info.points.end = Some(clock::now());
         if !self.response_started && self.info.flags.is_empty() {
             // The codec dropped the stream with its connection.
             self.info.set_flag(ResponseFlag::DownstreamConnectionTermination);
@@ -675,6 +688,7 @@ impl Drop for Stream {
         let connection = self.connection.clone();
         let facts = self.facts(self.response.as_ref());
         connection.manager.access_logs.log(&facts, &connection.thread.runtime());
+        connection.keep_timer(std::mem::take(&mut self.deadlines).into_timer());
         connection.end_stream(&self.info);
     }
 }

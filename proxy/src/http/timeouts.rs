@@ -51,6 +51,18 @@ pub fn decide(head: &mut RequestHead, policy: &TimeoutPolicy, is_grpc: bool) -> 
             None => policy.route,
         };
     }
+    if has_envoy_headers(headers) {
+        ask(headers, &mut timeouts, policy);
+    }
+    if !timeouts.route.is_zero() && timeouts.per_try >= timeouts.route {
+        timeouts.per_try = Duration::ZERO;
+    }
+    tell(headers, &timeouts, policy, is_grpc, Duration::ZERO);
+    timeouts
+}
+
+/// What the request's own headers ask for.
+fn ask(headers: &mut HeaderMap, timeouts: &mut Timeouts, policy: &TimeoutPolicy) {
     let expected = policy.respect_expected.then(|| milliseconds(headers, ENVOY_EXPECTED_RQ_TIMEOUT_MS)).flatten();
     if let Some(expected) = expected {
         timeouts.route = expected;
@@ -64,11 +76,6 @@ pub fn decide(head: &mut RequestHead, policy: &TimeoutPolicy, is_grpc: bool) -> 
         }
         headers.remove(ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS);
     }
-    if !timeouts.route.is_zero() && timeouts.per_try >= timeouts.route {
-        timeouts.per_try = Duration::ZERO;
-    }
-    tell(headers, &timeouts, policy, is_grpc, Duration::ZERO);
-    timeouts
 }
 
 /// Writes the expected timeout into the headers; `elapsed` since the request began (retries).

@@ -3,7 +3,7 @@
 //!
 //! Filled by the connection manager, the router and the TCP proxy as things happen; read at any time.
 
-use crate::base::{Address, ConnectionInfo, ResponseFlag, ResponseFlags};
+use crate::base::{Address, ConnectionInfo, ResponseFlag, ResponseFlags, clock};
 use bytes::Bytes;
 use foldhash::HashMap;
 use std::{
@@ -122,7 +122,7 @@ impl StreamInfo {
     pub fn new(connection: Rc<ConnectionInfo>) -> Self {
         Self {
             start_time: SystemTime::now(),
-            start: Instant::now(),
+            start: clock::now(),
             protocol: None,
             flags: ResponseFlags::default(),
             response_code: 0,

@@ -65,7 +65,7 @@ impl GrpcStream {
                 head.headers.append(name, value);
             }
         }
-        upstream.send_head(head, false)?;
+        upstream.send_head(&head, false)?;
         Ok(Self { upstream, _connection: connection, body: None, unsent: VecDeque::new() })
     }
 

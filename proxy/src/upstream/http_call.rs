@@ -43,7 +43,7 @@ pub async fn call(
         head.authority = Bytes::copy_from_slice(cluster.info().name().as_bytes());
     }
     head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-    upstream.send_head(head, body.is_empty())?;
+    upstream.send_head(&head, body.is_empty())?;
     if !body.is_empty() {
         poll_fn(|cx| upstream.poll_ready(cx)).await?;
         upstream.send_data(body, true)?;

@@ -85,7 +85,7 @@ impl Shared {
 
 impl RawStream {
     /// Nothing of the head goes to the host.
-    pub fn send_head(&mut self, _: RequestHead, end: bool) -> Result<(), StreamError> {
+    pub fn send_head(&mut self, _: &RequestHead, end: bool) -> Result<(), StreamError> {
         self.shared.borrow_mut().end |= end;
         Ok(())
     }

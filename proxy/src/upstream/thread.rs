@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     base::{Address, ConnectionInfo, StreamError},
-    http::{Protocol, RequestHead},
+    http::{Protocol, RequestHead, header_names::ENVOY_UPSTREAM_CANARY},
     observe::{
         stats::Registry,
         stream_info::{Metadata, StreamInfo},
@@ -333,7 +333,7 @@ impl ThreadCluster {
             return;
         }
         self.count_code(status, internal);
-        if headers.get("x-envoy-upstream-canary").is_some_and(|v| v == "true") {
+        if headers.get(ENVOY_UPSTREAM_CANARY).is_some_and(|v| v == "true") {
             self.stats().canary_upstream_rq.inc(status);
         }
     }

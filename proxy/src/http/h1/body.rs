@@ -7,6 +7,7 @@
 use super::{
     details::{BadMessage, CODEC_ERROR, HEADERS_TOO_LARGE},
     fields,
+    outbox::COPY_BELOW,
 };
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
@@ -170,9 +171,17 @@ impl BodyDecoder {
     }
 }
 
+/// A piece below [`COPY_BELOW`] is copied: a part of the read buffer in it would keep all of that from being used again.
 fn take(buf: &mut BytesMut, left: u64) -> (Bytes, u64) {
     let n = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
-    (buf.split_to(n).freeze(), left - n as u64)
+    let data = if n < COPY_BELOW {
+        let data = Bytes::copy_from_slice(&buf[..n]);
+        buf.advance(n);
+        data
+    } else {
+        buf.split_to(n).freeze()
+    };
+    (data, left - n as u64)
 }
 
 /// The number at the front of a chunk-size line; `None` if the line is empty so far.

@@ -236,7 +236,7 @@ impl ClientStream {
     }
 
     /// Sends the request head; `end`: there is no body.
-    pub fn send_head(&mut self, head: RequestHead, end: bool) -> Result<(), StreamError> {
+    pub fn send_head(&mut self, head: &RequestHead, end: bool) -> Result<(), StreamError> {
         let shared = self.shared.clone();
         self.with(|exchange| {
             if let Some(error) = &exchange.failure {
@@ -259,7 +259,7 @@ impl ClientStream {
             };
             let close = head.headers.get(http::header::CONNECTION);
             state.keep_alive = !close.is_some_and(|v| super::fields::has_token(v.as_bytes(), "close"));
-            let (encoder, size) = encode::request(&head, end, &shared.options.http1, &mut exchange.wire.out);
+            let (encoder, size) = encode::request(head, end, &shared.options.http1, &mut exchange.wire.out);
             exchange.outgoing = encoder;
             exchange.sent_headers += size;
             if end && encoder != BodyEncoder::Open {

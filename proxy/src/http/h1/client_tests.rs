@@ -75,7 +75,7 @@ fn one(method: Method, raw: &str, close: bool) -> (Answer, Outcome) {
     let mut result = None;
     run(async |mut peer: Peer| {
         let mut stream = peer.start();
-        stream.send_head(get(method), true).expect("free");
+        stream.send_head(&get(method), true).expect("free");
         peer.answer(raw).await;
         if close {
             peer.io.shutdown().await.expect("open");
@@ -136,7 +136,7 @@ fn a_connection_serves_one_exchange_after_another() {
         for (n, end) in [(1, true), (2, false)] {
             let mut stream = peer.start();
             assert!(peer.connection.start(Rc::new(|_, _| {})).is_err(), "one at a time");
-            stream.send_head(get(Method::POST), end).expect("free");
+            stream.send_head(&get(Method::POST), end).expect("free");
             if !end {
                 stream.send_data(Bytes::from_static(b"abc"), false).expect("free");
                 stream.send_data(Bytes::new(), true).expect("free");
@@ -162,7 +162,7 @@ fn a_connection_serves_one_exchange_after_another() {
 fn an_early_response_leaves_the_connection_unusable() {
     run(async |mut peer: Peer| {
         let mut stream = peer.start();
-        stream.send_head(get(Method::POST), false).expect("free");
+        stream.send_head(&get(Method::POST), false).expect("free");
         peer.answer("HTTP/1.1 413 Big\r\ncontent-length: 2\r\n\r\nno").await;
         let (_, body) = response(&mut stream).await.expect("answered");
         assert_eq!(text(body).await.expect("whole"), "no");
@@ -176,7 +176,7 @@ fn an_early_response_leaves_the_connection_unusable() {
 fn a_dropped_body_closes() {
     run(async |mut peer: Peer| {
         let mut stream = peer.start();
-        stream.send_head(get(Method::GET), true).expect("free");
+        stream.send_head(&get(Method::GET), true).expect("free");
         peer.answer("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab").await;
         let (_, body) = response(&mut stream).await.expect("answered");
         drop((body, stream));
@@ -206,7 +206,7 @@ fn idle_connections_notice_what_the_upstream_does() {
 fn only_an_unwritten_request_is_safe_to_retry() {
     run(async |mut peer: Peer| {
         let mut stream = peer.start();
-        stream.send_head(get(Method::GET), true).expect("free");
+        stream.send_head(&get(Method::GET), true).expect("free");
         poll_fn(|cx| stream.poll_flush(cx)).await.expect("written");
         peer.io.shutdown().await.expect("open");
         assert!(!response(&mut stream).await.err().expect("closed").retry_is_safe);
@@ -214,7 +214,7 @@ fn only_an_unwritten_request_is_safe_to_retry() {
     run(async |peer: Peer| {
         let mut stream = peer.start();
         drop(peer.io);
-        stream.send_head(get(Method::GET), true).expect("free");
+        stream.send_head(&get(Method::GET), true).expect("free");
         assert!(response(&mut stream).await.err().expect("closed").retry_is_safe);
     });
 }
@@ -225,7 +225,7 @@ fn upgrades_are_raw_both_ways() {
         let mut stream = peer.start();
         let mut head = get(Method::GET);
         head.upgrade = Some(Bytes::from_static(b"toy"));
-        stream.send_head(head, false).expect("free");
+        stream.send_head(&head, false).expect("free");
         stream.send_data(Bytes::from_static(b"hi"), false).expect("free");
         poll_fn(|cx| stream.poll_flush(cx)).await.expect("written");
         peer.got("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: toy\r\n\r\nhi").await;
@@ -250,7 +250,7 @@ fn trailers_and_spelling_are_options() {
         let mut stream = peer.start();
         let mut head = get(Method::POST);
         head.headers.insert("x-foo-bar", http::HeaderValue::from_static("1"));
-        stream.send_head(head, false).expect("free");
+        stream.send_head(&head, false).expect("free");
         let mut trailers = HeaderMap::new();
         trailers.insert("x-t", http::HeaderValue::from_static("1"));
         stream.send_trailers(trailers).expect("free");
@@ -267,7 +267,7 @@ fn a_target_that_would_split_the_request_is_refused() {
             if let Some(stream) = &mut stream {
                 let mut head = get(Method::GET);
                 head.path = Bytes::copy_from_slice(path.as_bytes());
-                assert!(stream.send_head(head, true).is_err(), "{path:?}");
+                assert!(stream.send_head(&head, true).is_err(), "{path:?}");
             }
         }
         assert!(peer.connection.is_closed());
@@ -283,7 +283,7 @@ fn an_idle_socket_is_watched_between_exchanges() {
         let connection = ClientConnection::new(Io::Tcp(io), Rc::new(ClientOptions::default()));
         for _ in 0..3 {
             let mut stream = connection.start(Rc::new(|_, _| {})).expect("free");
-            stream.send_head(get(Method::GET), true).expect("free");
+            stream.send_head(&get(Method::GET), true).expect("free");
             poll_fn(|cx| stream.poll_flush(cx)).await.expect("written");
             let mut request = [0; 64];
             assert!(server.read(&mut request).await.expect("a request") > 0);

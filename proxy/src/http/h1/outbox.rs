@@ -6,7 +6,7 @@ use bytes::Bytes;
 use std::{collections::VecDeque, io::IoSlice};
 
 /// Payload below this is copied beside the head that goes before it.
-const COPY_BELOW: usize = 512;
+pub(super) const COPY_BELOW: usize = 512;
 /// What the side buffer may keep while nothing waits.
 const KEEP: usize = 4096;
 /// A queue that never runs empty gives back what it wrote in steps of this.

@@ -16,7 +16,7 @@ use super::{
     parse::{self, HeadScan, Kind, Rejected},
 };
 use crate::{
-    base::{Drain, ResetReason, Side, StreamError, Timer},
+    base::{Drain, ResetReason, Side, StreamError, Timer, clock},
     http::{
         BadRequest, Body, BodySink, Protocol, RequestHead, ResponseHead, StreamService,
         service::Responder as AnyResponder,
@@ -106,7 +106,7 @@ pub async fn serve<S: StreamService + 'static>(io: Io, options: Rc<ServerOptions
                 let parse::Request { head, body, size, has_host, .. } = *request;
                 let (body, responder) = shared.begin(facts, body, size);
                 if has_host {
-                    Box::pin(service.serve(head, body, responder))
+                    clock::hold(|| Box::pin(service.serve(head, body, responder)))
                 } else {
                     if shared.options.http1.override_stream_error_on_invalid_http_message != Some(true) {
                         shared.close(Closed::ProtocolError);
@@ -201,7 +201,7 @@ async fn poll_head(shared: &Shared, timer: &mut Timer) -> Head {
 async fn run(shared: &Shared, mut stream: Pin<Box<dyn Future<Output = ()>>>) {
     poll_fn(|cx| {
         loop {
-            if stream.as_mut().poll(cx).is_ready() {
+            if clock::hold(|| stream.as_mut().poll(cx)).is_ready() {
                 return Poll::Ready(());
             }
             let exchange = &mut *shared.exchange.borrow_mut();

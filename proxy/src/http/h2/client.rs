@@ -269,7 +269,7 @@ enum Stage {
 
 impl ClientStream {
     /// Sends the request's head.
-    pub fn send_head(&mut self, head: RequestHead, end: bool) -> Result<(), StreamError> {
+    pub fn send_head(&mut self, head: &RequestHead, end: bool) -> Result<(), StreamError> {
         let Stage::Idle(send) = &mut self.stage else { return Err(gone()) };
         self.upgrade = head.upgrade.clone();
         let Some(request) = head::send_request(head) else {

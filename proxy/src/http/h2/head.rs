@@ -163,14 +163,14 @@ pub(super) fn response(response: Response<()>, upgrade: Option<&Bytes>) -> Respo
 }
 
 /// A request as the crate sends it. `None` if its target cannot be said in HTTP/2.
-pub(super) fn send_request(head: RequestHead) -> Option<Request<()>> {
+pub(super) fn send_request(head: &RequestHead) -> Option<Request<()>> {
     let mut parts = uri::Parts::default();
     let connect = head.is_connect();
     if !head.authority.is_empty() {
-        parts.authority = Some(uri::Authority::from_maybe_shared(head.authority).ok()?);
+        parts.authority = Some(uri::Authority::from_maybe_shared(head.authority.clone()).ok()?);
     }
     if !connect {
-        parts.path_and_query = Some(uri::PathAndQuery::from_maybe_shared(head.path).ok()?);
+        parts.path_and_query = Some(uri::PathAndQuery::from_maybe_shared(head.path.clone()).ok()?);
         if parts.authority.is_some() {
             parts.scheme = Some(match &head.scheme[..] {
                 b"https" => uri::Scheme::HTTPS,
@@ -183,11 +183,11 @@ pub(super) fn send_request(head: RequestHead) -> Option<Request<()>> {
     // The crate takes a request without authority only from HTTP/1.
     *request.version_mut() = if parts.authority.is_some() { Version::HTTP_2 } else { Version::HTTP_11 };
     *request.uri_mut() = Uri::from_parts(parts).ok()?;
-    *request.method_mut() = head.method;
-    *request.headers_mut() = head.headers;
-    if let Some(upgrade) = head.upgrade {
+    *request.method_mut() = head.method.clone();
+    *request.headers_mut() = head.headers.clone();
+    if let Some(upgrade) = &head.upgrade {
         *request.method_mut() = Method::CONNECT;
-        let protocol = std::str::from_utf8(&upgrade).ok()?;
+        let protocol = std::str::from_utf8(upgrade).ok()?;
         request.extensions_mut().insert(ext::Protocol::from(protocol));
         if request.headers().get(CONTENT_LENGTH).is_some_and(|length| length == "0") {
             request.headers_mut().remove(CONTENT_LENGTH);
@@ -209,6 +209,9 @@ pub(super) fn send_request(head: RequestHead) -> Option<Request<()>> {
 
 /// HTTP/2 has no connection headers; the crate refuses to send them.
 pub(super) fn remove_connection_headers(headers: &mut HeaderMap) {
+    if !header_names::has_connection_headers(headers) {
+        return;
+    }
     for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, header_names::KEEP_ALIVE, header_names::PROXY_CONNECTION] {
         headers.remove(name);
     }
@@ -284,7 +287,7 @@ mod tests {
         head.upgrade = Some(Bytes::from_static(b"websocket"));
         head.headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         head.headers.insert(TE, HeaderValue::from_static("gzip, trailers"));
-        let sent = send_request(head).expect("sayable");
+        let sent = send_request(&head).expect("sayable");
         assert_eq!(sent.method(), Method::CONNECT);
         assert_eq!(sent.extensions().get::<ext::Protocol>().map(|p| p.as_str()), Some("websocket"));
         assert!(!sent.headers().contains_key(UPGRADE));

@@ -14,17 +14,18 @@ use super::{
     wire::{PendingReset, Wire, WireIo},
 };
 use crate::{
-    base::{Drain, ResetReason, Timer, drain::DrainWatch},
+    base::{Drain, ResetReason, Timer, clock, drain::DrainWatch},
     http::{BadRequest, Body, RequestHead, StreamService, codec::ConnectionEvent, service},
     transport::Io,
 };
 use foldhash::{HashSet, HashSetExt};
-use futures_util::{FutureExt, StreamExt, future::Either, stream::FuturesUnordered, task::AtomicWaker};
+use futures_util::{StreamExt, stream::FuturesUnordered, task::AtomicWaker};
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::{Request, StatusCode};
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
+    pin::Pin,
     rc::Rc,
     sync::{
         Arc,
@@ -37,7 +38,7 @@ use std::{
 const RECENT: usize = 16;
 
 /// Serves one connection to its end. `event` is called when something happens to the connection as a whole.
-pub async fn serve<S: StreamService>(
+pub async fn serve<S: StreamService + 'static>(
     io: Io,
     options: Rc<ServerOptions>,
     service: S,
@@ -56,8 +57,10 @@ pub async fn serve<S: StreamService>(
     let linger = match handshake {
         Ok(Ok(h2)) => {
             let mut connection = Connection::new(h2, wire.clone(), options.clone(), drain.watch(), &event);
-            let serve = |request, body, responder| Either::Left(service.serve(request, body, responder));
-            let reject = |bad, responder| Either::Right(service.reject(bad, responder));
+            let serve = |request, body, responder| -> Served {
+                clock::hold(|| Box::pin(service.serve(request, body, responder)))
+            };
+            let reject = |bad, responder| -> Served { Box::pin(service.reject(bad, responder)) };
             let linger = connection.run(serve, reject).await;
             if connection.stage != Stage::Open {
                 event(ConnectionEvent::ClosedByUs);
@@ -101,6 +104,22 @@ fn builder(http2: &Http2Options, options: &ServerOptions) -> h2::server::Builder
         builder.enable_connect_protocol();
     }
     builder
+}
+
+/// A stream while it is served: in a box, so that what is left of it while something may still wake it is small.
+type Served = Pin<Box<dyn Future<Output = ()>>>;
+
+struct Running {
+    id: u32,
+    future: Served,
+}
+
+impl Future for Running {
+    type Output = u32;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<u32> {
+        clock::hold(|| self.future.as_mut().poll(cx)).map(|()| self.id)
+    }
 }
 
 struct Connection<'a, E> {
@@ -166,10 +185,10 @@ impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
     }
 
     /// Runs the connection; true if the peer may still have to read what was written last.
-    async fn run<F: Future<Output = ()>>(
+    async fn run(
         &mut self,
-        serve: impl Fn(RequestHead, Body, service::Responder) -> F,
-        reject: impl Fn(BadRequest, service::Responder) -> F,
+        serve: impl Fn(RequestHead, Body, service::Responder) -> Served,
+        reject: impl Fn(BadRequest, service::Responder) -> Served,
     ) -> bool {
         let signal = Arc::new(Signal::default());
         let waker = Waker::from(signal.clone());
@@ -186,7 +205,7 @@ impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
                             Admitted::Serve(request, body, responder) => serve(request, body, responder),
                             Admitted::Reject(bad) => reject(bad.0, bad.1),
                         };
-                        streams.push(future.map(move |()| id));
+                        streams.push(Running { id, future });
                     });
                 }
                 while let Poll::Ready(Some(id)) = streams.poll_next_unpin(cx) {

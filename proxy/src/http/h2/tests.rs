@@ -153,7 +153,7 @@ impl World {
         let mut request = RequestHead::new(Method::POST, path);
         request.scheme = Bytes::from_static(b"http");
         request.authority = Bytes::from_static(b"example.com");
-        stream.send_head(request, end).expect("sendable");
+        stream.send_head(&request, end).expect("sendable");
         stream
     }
 
@@ -365,7 +365,7 @@ fn too_large_heads_end_their_stream_only() {
                 let name = http::HeaderName::from_bytes(format!("x-{n}").as_bytes()).expect("a name");
                 request.headers.insert(name, HeaderValue::from_static("v"));
             }
-            stream.send_head(request, true).expect("sendable");
+            stream.send_head(&request, true).expect("sendable");
             assert_eq!(answer(&mut stream).await.err().map(|e| e.details.into_owned()).as_deref(), error);
         }
         assert_eq!(world.toy.0.rejected.take(), ["http2.too_many_headers"]);
@@ -384,7 +384,7 @@ fn extended_connect_is_an_upgrade() {
         let mut request = RequestHead::new(Method::GET, "/upgrade");
         request.authority = Bytes::from_static(b"h");
         request.upgrade = Some(Bytes::from_static(b"websocket"));
-        stream.send_head(request, false).expect("sendable");
+        stream.send_head(&request, false).expect("sendable");
         let (head, _) = answer(&mut stream).await.expect("answered");
         assert_eq!(
             (head.status, &head.headers["upgrade"]),
@@ -449,7 +449,7 @@ fn invalid_messages_end_the_connection_or_their_stream() {
             let mut stream = world.client.start();
             let mut request = RequestHead::new(Method::GET, "/");
             request.authority = Bytes::from_static(b"user@h");
-            stream.send_head(request, true).expect("sendable");
+            stream.send_head(&request, true).expect("sendable");
             let error = answer(&mut stream).await.err().expect("refused");
             let reason = if stream_error { ResetReason::RemoteReset } else { ResetReason::ConnectionTermination };
             assert_eq!(error.reason, reason);

@@ -69,7 +69,7 @@ impl Tunneling {
         let failed = |details: Cow<'static, str>| {
             StreamError::new(Side::Upstream, ResetReason::RemoteConnectionFailure, details)
         };
-        stream.send_head(self.head(info), false).map_err(|error| failed(error.details))?;
+        stream.send_head(&self.head(info), false).map_err(|error| failed(error.details))?;
         let body = loop {
             let event = poll_fn(|cx| {
                 if let Poll::Ready(Err(error)) = stream.poll_flush(cx) {

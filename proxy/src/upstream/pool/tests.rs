@@ -151,7 +151,7 @@ async fn settle() {
 async fn exchange(stream: &mut UpstreamStream, far: &mut DuplexStream, answer: &[u8]) -> u16 {
     let mut head = RequestHead::new(Method::GET, "/");
     head.authority = "h".into();
-    stream.send_head(head, true).unwrap();
+    stream.send_head(&head, true).unwrap();
     poll_fn(|cx| stream.poll_flush(cx)).await.unwrap();
     let mut request = [0; 1024];
     assert!(far.read(&mut request).await.unwrap() > 0);
