@@ -293,3 +293,37 @@ fn grpcs_own_xds_client_calls_what_the_directory_says() {
     control.wait_for_line(&["node \"g\" took", "cluster load assignment"]);
     std::fs::remove_file(bootstrap).expect("it was made above");
 }
+
+#[test]
+fn what_changes_is_in_use_at_once_though_what_it_refers_to_is_the_same() {
+    let upstream = Upstream::named("up");
+    for client in clients() {
+        for transport in TRANSPORTS {
+            let port = free_port();
+            let control = Control::start(&[
+                ("listener.yaml", &transport.listener(port)),
+                ("cluster.yaml", &transport.cluster("c")),
+                ("endpoints.yaml", &endpoints("c", upstream.port())),
+                ("routes.yaml", &routes("route: {cluster: c}")),
+            ]);
+            let proxy = Proxy::start(&client, &transport.tcp("n1", control.port()));
+            wait_for(port, "up");
+            let start = Instant::now();
+            control.write("cluster.yaml", &transport.cluster("c").replace("1s", "2s"));
+            until("the changed cluster", || {
+                let clusters = proxy.page("/config_dump?resource=dynamic_active_clusters");
+                clusters.contains("\"2s\"").then_some(())
+            });
+            let took = start.elapsed();
+            assert!(took < Duration::from_secs(3), "{client:?} {transport:?}: {took:?}");
+            wait_for(port, "up");
+            control.write("listener.yaml", &transport.listener(port).replace("stat_prefix: http", "stat_prefix: two"));
+            until("the changed listener", || {
+                http::at(port, "/");
+                (proxy.stat("http.two.downstream_rq_2xx") > Some(0)).then_some(())
+            });
+            let took = start.elapsed();
+            assert!(took < Duration::from_secs(6), "{client:?} {transport:?}: {took:?}");
+        }
+    }
+}

@@ -2,17 +2,22 @@
 //!
 //! The stream's task feeds requests and snapshots in and takes responses out. A kind has at most one response without
 //! an answer. When a snapshot changes, kinds go out in the order "clusters, endpoints, listeners, routes", each once
-//! the ones before it were answered, and clusters that are gone are taken away last: nothing that is in use refers to
-//! nothing ("make before break").
+//! the ones before it were answered. What others refer to is taken away last, and not while the client goes on with
+//! something older that it has because it refused the newer: nothing that is in use refers to nothing ("make before
+//! break"). A cluster that is sent has its endpoints sent again, for which its warming waits.
+//!
+//! Clients are not trusted: names that they give are bounded, and a request that changes nothing costs no walk over the
+//! resources.
 
 use super::{
     interest::{Interest, WILDCARD},
-    snapshot::{Resource, Snapshot},
+    snapshot::{Resource, Resources, Snapshot},
 };
 use crate::{
     Any,
     envoy::{config::core::v3 as core, service::discovery::v3 as discovery},
     resource::{Protocol, ResourceType},
+    wire::{Records, Wire},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,8 +67,10 @@ pub enum Misuse {
     TooManyNames,
 }
 
-/// Names of a kind that one stream may subscribe to.
-const MOST_NAMES: usize = 200_000;
+/// Memory that the names of a kind may take on one stream, in bytes.
+const MOST_NAMES: usize = 32 << 20;
+/// What a name costs beside its own bytes.
+const NAME: usize = 64;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -81,17 +88,21 @@ struct Kind {
     interest: Interest,
     /// Names were given once: from then on no names means none, not all.
     was_named: bool,
-    /// What the client has, as far as we sent it or it said so.
+    /// What the client has, as far as we sent it or it said so; all of it is of interest.
     sent: BTreeMap<Arc<str>, Resource>,
     /// Delta: names that the client was told do not exist.
     told_missing: BTreeSet<Arc<str>>,
     /// The response that is not answered yet: nonce and version.
     unanswered: Option<(String, String)>,
+    /// The latest answer was a refusal: something older is in force.
+    refused: bool,
     /// A response is due even if there is nothing new.
     asked: bool,
+    /// `sent` has to be compared with the snapshot.
+    stale: bool,
+    /// Something is to be taken away, later.
+    held: bool,
 }
-
-type Selected = BTreeMap<Arc<str>, Resource>;
 
 impl Session {
     /// A stream that nothing was said on yet.
@@ -101,7 +112,12 @@ impl Session {
 
     /// Sets what the client's group gets now.
     pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        for (kind, state) in &mut self.kinds {
+            // Versions are hashes of the content.
+            state.stale |= self.snapshot.of(*kind).version() != snapshot.of(*kind).version();
+        }
         self.snapshot = snapshot;
+        self.reconsider();
     }
 
     /// Takes a request; gives the answer that it is, if it is one.
@@ -109,10 +125,14 @@ impl Session {
     /// # Errors
     /// The stream has to end.
     pub fn on_request(&mut self, request: Request) -> Result<Option<Answer>, Misuse> {
-        match request {
+        let answer = match request {
             Request::StateOfTheWorld(request) => self.on_sotw(request),
             Request::Delta(request) => self.on_delta(request),
+        }?;
+        if answer.is_some() {
+            self.reconsider();
         }
+        Ok(answer)
     }
 
     /// The kind that a request is about; `None` for one that is not served here.
@@ -127,27 +147,29 @@ impl Session {
 
     fn on_sotw(&mut self, request: discovery::DiscoveryRequest) -> Result<Option<Answer>, Misuse> {
         let Some(kind) = self.kind(&request.type_url)? else { return Ok(None) };
-        if request.resource_names.len() > MOST_NAMES {
+        if request.resource_names.iter().map(|name| cost(name)).sum::<usize>() > MOST_NAMES {
             return Err(Misuse::TooManyNames);
         }
         let is_first = !self.kinds.contains_key(&kind);
         let state = self.kinds.entry(kind).or_default();
         // A first request on a stream may have a nonce of an earlier stream: it says nothing.
-        if !is_first && !request.response_nonce.is_empty() && state.is_stale(&request.response_nonce) {
+        if !is_first && !request.response_nonce.is_empty() && state.is_outdated(&request.response_nonce) {
             return Ok(None);
         }
         let answer = state.answered(kind, &request.response_nonce, request.error_detail.map(|e| e.message));
-        let names: BTreeSet<Arc<str>> =
-            request.resource_names.iter().filter(|n| *n != WILDCARD).map(|n| n.as_str().into()).collect();
         let legacy = kind.is_full_state() && request.resource_names.is_empty() && !state.was_named;
         state.was_named |= !request.resource_names.is_empty();
         let wildcard = legacy || request.resource_names.iter().any(|n| n == WILDCARD);
-        let has_more = (wildcard && !state.interest.wildcard)
-            || (!wildcard && names.iter().any(|name| !state.interest.covers(name)));
-        state.asked |= is_first || has_more;
-        state.interest = Interest { wildcard, names };
-        let Kind { interest, sent, .. } = state;
-        sent.retain(|name, _| interest.covers(name));
+        let names = request.resource_names.into_iter().filter(|name| name != WILDCARD).map(Arc::from);
+        let interest = Interest::new(wildcard, names);
+        if is_first || state.interest != interest {
+            let has_more = (wildcard && !state.interest.wildcard)
+                || (!wildcard && interest.names().any(|name| !state.interest.covers(name)));
+            state.asked |= is_first || has_more;
+            state.stale = true;
+            state.sent.retain(|name, _| interest.covers(name));
+            state.interest = interest;
+        }
         Ok(answer)
     }
 
@@ -155,10 +177,6 @@ impl Session {
         let Some(kind) = self.kind(&request.type_url)? else { return Ok(None) };
         let is_first = !self.kinds.contains_key(&kind);
         let state = self.kinds.entry(kind).or_default();
-        let new = request.resource_names_subscribe.len() + request.initial_resource_versions.len();
-        if state.interest.names.len() + state.sent.len().min(new) + new > MOST_NAMES {
-            return Err(Misuse::TooManyNames);
-        }
         let answer = state.answered(kind, &request.response_nonce, request.error_detail.map(|e| e.message));
         if is_first {
             let known = request.initial_resource_versions.into_iter();
@@ -168,12 +186,15 @@ impl Session {
             let legacy = kind.is_full_state() && request.resource_names_subscribe.is_empty();
             state.interest.wildcard = legacy;
             state.asked = legacy;
+            state.stale = true;
         }
+        let is_less = !request.resource_names_unsubscribe.is_empty();
+        state.stale |= is_less || !request.resource_names_subscribe.is_empty();
         for name in &request.resource_names_unsubscribe {
             if name == WILDCARD {
                 state.interest.wildcard = false;
             } else {
-                state.interest.names.remove(name.as_str());
+                state.interest.remove(name);
                 state.told_missing.remove(name.as_str());
             }
         }
@@ -189,128 +210,163 @@ impl Session {
                 state.sent.remove(&name);
             }
             state.told_missing.remove(&name);
-            state.interest.names.insert(name);
+            state.interest.insert(name);
         }
-        let Kind { interest, sent, .. } = state;
-        sent.retain(|name, _| interest.covers(name));
+        if state.interest.cost() > MOST_NAMES {
+            return Err(Misuse::TooManyNames);
+        }
+        if is_first || is_less {
+            let Kind { interest, sent, .. } = state;
+            sent.retain(|name, _| interest.covers(name));
+        }
         Ok(answer)
     }
 
     /// The next response that is due.
     pub fn poll_response(&mut self) -> Option<Response> {
-        let mut earlier_unanswered = false;
-        for kind in ResourceType::ALL {
-            let Some(state) = self.kinds.get(&kind) else { continue };
-            if state.unanswered.is_some() {
-                earlier_unanswered = true;
-            } else if (!earlier_unanswered || state.asked || state.wants_first(&self.snapshot, kind))
-                && let Some(response) = self.response(kind)
-            {
-                return Some(response);
+        'again: loop {
+            let mut earlier_unanswered = false;
+            for kind in ResourceType::ALL {
+                let Some(state) = self.kinds.get(&kind) else { continue };
+                if state.unanswered.is_some() {
+                    earlier_unanswered = true;
+                } else if state.stale && (!earlier_unanswered || state.asked || state.wants_first(&self.snapshot, kind))
+                {
+                    if let Some(response) = self.response(kind) {
+                        return Some(response);
+                    }
+                    if !self.kinds.get(&kind).is_some_and(|state| state.held) {
+                        // It was up to date after all: something else may have waited for that.
+                        self.reconsider();
+                        continue 'again;
+                    }
+                }
             }
+            return None;
         }
-        None
     }
 
+    /// Brings a kind up to date.
     fn response(&mut self, kind: ResourceType) -> Option<Response> {
-        let selected = self.selected(kind);
-        let state = self.kinds.get_mut(&kind)?;
-        let asked = std::mem::take(&mut state.asked);
-        match self.protocol {
-            Protocol::StateOfTheWorld => {
-                let is_full = kind.is_full_state();
-                let has_new =
-                    selected.iter().any(|(name, r)| state.sent.get(name).is_none_or(|s| s.version != r.version));
-                let has_less = is_full && selected.len() != state.sent.len();
-                // What is not there yet is waited for; only kinds that are sent whole can say "nothing".
-                if !(has_new || has_less || asked && (is_full || !selected.is_empty())) {
-                    state.sent = selected;
-                    return None;
-                }
-                let version = version(&selected);
-                let resources = selected.values().map(|r| any(kind, r)).collect();
-                state.sent = selected;
-                let nonce = next(&mut self.nonces);
-                state.unanswered = Some((nonce.clone(), version.clone()));
-                Some(Response::StateOfTheWorld(discovery::DiscoveryResponse {
-                    version_info: version,
-                    resources,
-                    type_url: kind.url().to_owned(),
-                    nonce,
-                    control_plane: identifier(),
-                    ..Default::default()
-                }))
-            }
-            Protocol::Delta => {
-                let changed =
-                    selected.iter().filter(|(name, r)| state.sent.get(*name).is_none_or(|s| s.version != r.version));
-                let resources: Vec<discovery::Resource> = changed
-                    .map(|(name, r)| discovery::Resource {
-                        name: name.to_string(),
-                        version: r.version.to_string(),
-                        resource: Some(any(kind, r)),
-                        ..Default::default()
-                    })
-                    .collect();
-                let gone = state.sent.keys().filter(|name| !selected.contains_key(*name));
-                let missing = state.interest.names.iter().filter(|name| !selected.contains_key(*name));
-                let told = &state.told_missing;
-                let removed: BTreeSet<Arc<str>> = gone.chain(missing.filter(|n| !told.contains(*n))).cloned().collect();
-                let version = version(&selected);
-                state.told_missing =
-                    state.interest.names.iter().filter(|n| !selected.contains_key(*n)).cloned().collect();
-                state.sent = selected;
-                if resources.is_empty() && removed.is_empty() && !asked {
-                    return None;
-                }
-                let nonce = next(&mut self.nonces);
-                state.unanswered = Some((nonce.clone(), version.clone()));
-                Some(Response::Delta(discovery::DeltaDiscoveryResponse {
-                    system_version_info: version,
-                    resources,
-                    type_url: kind.url().to_owned(),
-                    removed_resources: removed.iter().map(ToString::to_string).collect(),
-                    nonce,
-                    control_plane: identifier(),
-                    ..Default::default()
-                }))
-            }
-        }
-    }
-
-    /// What the client is to have of a kind now.
-    fn selected(&self, kind: ResourceType) -> Selected {
-        let Some(state) = self.kinds.get(&kind) else { return Selected::new() };
+        let is_delta = self.protocol == Protocol::Delta;
+        let may_remove = self.may_remove(kind);
         let all = self.snapshot.of(kind);
-        let mut selected: Selected = state.interest.select(all).map(|(n, r)| (n.clone(), r.clone())).collect();
-        if kind == ResourceType::Cluster && self.later_is_unsettled(kind) {
-            // Routes that are in force may still lead to clusters that are gone. What only the client told us of has no
-            // body that we could send again.
-            let gone = state.sent.iter().filter(|(name, r)| !selected.contains_key(*name) && !r.body.is_empty());
-            let gone: Vec<_> = gone.map(|(name, r)| (name.clone(), r.clone())).collect();
-            selected.extend(gone);
+        let state = self.kinds.get_mut(&kind)?;
+        let changed: Selected = state.changed(all).map(|(name, r)| (name.clone(), r.clone())).collect();
+        let mut gone: BTreeSet<Arc<str>> = state.gone(all).cloned().collect();
+        state.held = !gone.is_empty() && !may_remove;
+        if state.held {
+            gone.clear();
         }
-        selected
+        state.stale = false;
+        let asked = std::mem::take(&mut state.asked);
+        if is_delta {
+            let missing =
+                state.interest.names().filter(|name| all.get(name).is_none() && !state.sent.contains_key(*name));
+            let untold: Vec<_> = missing.filter(|name| !state.told_missing.contains(*name)).cloned().collect();
+            gone.extend(untold);
+            state.told_missing.retain(|name| !changed.contains_key(name));
+            state.told_missing.extend(gone.iter().filter(|name| state.interest.has(name)).cloned());
+        }
+        for name in &gone {
+            state.sent.remove(name);
+        }
+        state.sent.extend(changed.iter().map(|(name, r)| (name.clone(), r.clone())));
+        // Kinds that are sent whole can say "nothing"; what does not exist of the others yet is waited for.
+        let is_whole = kind.is_full_state();
+        let says_gone = (is_delta || is_whole) && !gone.is_empty();
+        if changed.is_empty() && !says_gone && !(asked && (is_delta || is_whole)) {
+            return None;
+        }
+        let version = version(&state.sent);
+        self.nonces += 1;
+        let nonce = self.nonces.to_string();
+        state.unanswered = Some((nonce.clone(), version.clone()));
+        let response = if is_delta {
+            let resources = changed.iter().map(|(name, r)| discovery::Resource {
+                name: name.to_string(),
+                version: r.version.to_string(),
+                resource: Some(any(kind, r)),
+                ..Default::default()
+            });
+            Response::Delta(discovery::DeltaDiscoveryResponse {
+                system_version_info: version,
+                resources: resources.collect(),
+                type_url: kind.url().to_owned(),
+                removed_resources: gone.iter().map(ToString::to_string).collect(),
+                nonce,
+                control_plane: identifier(),
+                ..Default::default()
+            })
+        } else {
+            let resources = if is_whole { &state.sent } else { &changed };
+            Response::StateOfTheWorld(discovery::DiscoveryResponse {
+                version_info: version,
+                resources: resources.values().map(|r| any(kind, r)).collect(),
+                type_url: kind.url().to_owned(),
+                nonce,
+                control_plane: identifier(),
+                ..Default::default()
+            })
+        };
+        if kind == ResourceType::Cluster {
+            self.send_endpoints_again(&changed);
+        }
+        Some(response)
     }
 
-    /// True if a kind that comes after `kind` has not been brought up to date.
-    fn later_is_unsettled(&self, kind: ResourceType) -> bool {
-        self.kinds.range(kind..).skip(1).any(|(kind, state)| {
-            let all = self.snapshot.of(*kind);
-            state.unanswered.is_some()
-                || state.interest.select(all).any(|(n, r)| state.sent.get(n).is_none_or(|s| s.version != r.version))
+    /// A cluster that is new or changed warms until its endpoints come, even if the client has them already.
+    fn send_endpoints_again(&mut self, clusters: &Selected) {
+        let Some(endpoints) = self.kinds.get_mut(&ResourceType::Endpoint) else { return };
+        for (name, cluster) in clusters {
+            let name = service_name(&cluster.body).unwrap_or(name);
+            endpoints.stale |= endpoints.sent.remove(name).is_some();
+        }
+    }
+
+    /// True if nothing that the client has can refer to what a kind has no more.
+    fn may_remove(&self, kind: ResourceType) -> bool {
+        let Some(own) = removal_turn(kind) else { return true };
+        self.kinds.iter().filter(|(other, _)| **other != kind).all(|(other, state)| {
+            let all = self.snapshot.of(*other);
+            let is_earlier = removal_turn(*other).is_none_or(|turn| turn < own);
+            state.unanswered.is_none()
+                && !state.refused
+                && !(state.held && is_earlier)
+                && !(state.stale
+                    && (state.changed(all).next().is_some() || is_earlier && state.gone(all).next().is_some()))
         })
+    }
+
+    /// What was not taken away yet may be now.
+    fn reconsider(&mut self) {
+        for state in self.kinds.values_mut() {
+            state.stale |= std::mem::take(&mut state.held);
+        }
     }
 }
 
+type Selected = BTreeMap<Arc<str>, Resource>;
+
 impl Kind {
-    fn is_stale(&self, nonce: &str) -> bool {
-        self.unanswered.as_ref().is_none_or(|(expected, _)| expected != nonce) && self.unanswered.is_some()
+    /// What the client does not have of what it is to have.
+    fn changed<'a>(&'a self, all: &'a Resources) -> impl Iterator<Item = (&'a Arc<str>, &'a Resource)> {
+        self.interest.select(all).filter(|(name, r)| self.sent.get(*name).is_none_or(|s| s.version != r.version))
+    }
+
+    /// What the client has and does not exist.
+    fn gone<'a>(&'a self, all: &'a Resources) -> impl Iterator<Item = &'a Arc<str>> {
+        self.sent.keys().filter(|name| all.get(name).is_none())
+    }
+
+    fn is_outdated(&self, nonce: &str) -> bool {
+        self.unanswered.as_ref().is_some_and(|(expected, _)| expected != nonce)
     }
 
     /// Notes that the response with this nonce was answered.
     fn answered(&mut self, kind: ResourceType, nonce: &str, refused: Option<String>) -> Option<Answer> {
         let (_, version) = self.unanswered.take_if(|(expected, _)| expected == nonce)?;
+        self.refused = refused.is_some();
         Some(Answer { kind, version, refused })
     }
 
@@ -321,18 +377,41 @@ impl Kind {
     }
 }
 
-fn next(nonces: &mut u64) -> String {
-    *nonces += 1;
-    nonces.to_string()
+/// When resources of a kind that others refer to may be taken away: after those of lower turns, and of kinds without.
+fn removal_turn(kind: ResourceType) -> Option<u8> {
+    match kind {
+        ResourceType::Cluster => Some(1),
+        ResourceType::Endpoint | ResourceType::Secret => Some(2),
+        _ => None,
+    }
+}
+
+/// The name that a cluster's endpoints have, if it is not the cluster's.
+fn service_name(cluster: &[u8]) -> Option<&str> {
+    let field = |bytes, number| {
+        let mut found = Records(bytes).map_while(Result::ok).filter_map(|(n, wire)| match wire {
+            Wire::Bytes(bytes) if n == number => Some(bytes),
+            _ => None,
+        });
+        found.next()
+    };
+    // Cluster.eds_cluster_config.service_name
+    let name = field(field(cluster, 3)?, 2)?;
+    std::str::from_utf8(name).ok().filter(|name| !name.is_empty())
+}
+
+/// Memory that a name takes, about.
+pub(super) fn cost(name: &str) -> usize {
+    name.len() + NAME
 }
 
 fn any(kind: ResourceType, resource: &Resource) -> Any {
     Any { type_url: kind.url().to_owned(), value: resource.body.to_vec() }
 }
 
-fn version(selected: &Selected) -> String {
+fn version(sent: &Selected) -> String {
     let mut hasher = DefaultHasher::new();
-    for (name, resource) in selected {
+    for (name, resource) in sent {
         (name, &resource.version).hash(&mut hasher);
     }
     format!("{:016x}", hasher.finish())

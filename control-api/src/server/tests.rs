@@ -5,9 +5,10 @@ use super::{
     session::{Answer, Misuse, Request, Response},
 };
 use crate::{
-    Protocol, ResourceType,
-    envoy::service::discovery::v3::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    Message as _, Protocol, ResourceType,
+    envoy::{
+        config::cluster::v3 as cluster,
+        service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse},
     },
     google::rpc::Status,
 };
@@ -52,11 +53,14 @@ fn names_that_are_added_are_sent_and_those_that_do_not_exist_are_waited_for() {
     assert_eq!(told(&mut session), None);
     ask(&mut session, Endpoint, &["a", "b", "none"], &nonce);
     let (_, nonce, resources) = told(&mut session).expect("what was added");
-    assert_eq!(resources, ["a1", "b1"]);
+    assert_eq!(resources, ["b1"], "what it has need not be said again");
     ask(&mut session, Endpoint, &["a", "none"], &nonce);
     assert_eq!(told(&mut session), None);
     session.set_snapshot(snapshot(&[(Endpoint, "a", "a1"), (Endpoint, "b", "b2"), (Endpoint, "none", "n1")]));
-    assert_eq!(told(&mut session).map(|t| t.2), Some(vec!["a1".to_owned(), "n1".to_owned()]));
+    let (_, nonce, resources) = told(&mut session).expect("what came into being");
+    assert_eq!(resources, ["n1"]);
+    ask(&mut session, Endpoint, &["a", "b", "none"], &nonce);
+    assert_eq!(told(&mut session).map(|t| t.2), Some(vec!["b2".to_owned()]), "what is subscribed to again");
 }
 
 #[test]
@@ -115,6 +119,118 @@ fn a_cluster_that_routes_lead_to_goes_after_the_routes() {
     ask(&mut session, RouteConfiguration, &["r"], &routes);
     let (kind, _, left) = told(&mut session).expect("then the old cluster goes");
     assert_eq!((kind, left), (Cluster, vec!["new".to_owned()]));
+}
+
+/// A client that asks for a kind and takes what it gets, until there is nothing more; gives what it got.
+fn settle(
+    session: &mut Session,
+    mut asks: impl FnMut(ResourceType) -> Vec<&'static str>,
+) -> Vec<(ResourceType, usize)> {
+    let mut got = Vec::new();
+    while let Some((kind, nonce, resources)) = told(session) {
+        got.push((kind, resources.len()));
+        ask(session, kind, &asks(kind), &nonce);
+    }
+    got
+}
+
+#[test]
+fn what_a_refused_listener_does_not_stop_using_is_not_taken_away() {
+    let mut session = Session::new(Service::Aggregated, Protocol::StateOfTheWorld);
+    session.set_snapshot(snapshot(&[(Cluster, "old", "old"), (Listener, "l", "to old")]));
+    ask(&mut session, Cluster, &[], "");
+    ask(&mut session, Listener, &[], "");
+    settle(&mut session, |_| vec![]);
+    session.set_snapshot(snapshot(&[(Cluster, "new", "new"), (Listener, "l", "to new, wrongly")]));
+    let (_, nonce, both) = told(&mut session).expect("clusters");
+    assert_eq!(both.len(), 2);
+    ask(&mut session, Cluster, &[], &nonce);
+    let (_, response_nonce, _) = told(&mut session).expect("listeners");
+    let error_detail = Some(Status { message: "no good".to_owned(), ..Default::default() });
+    let type_url = Listener.url().to_owned();
+    let nack = DiscoveryRequest { type_url, response_nonce, error_detail, ..Default::default() };
+    session.on_request(Request::StateOfTheWorld(nack)).expect("a good request");
+    assert_eq!(told(&mut session), None, "the listener that is in force leads to the old cluster");
+    session.set_snapshot(snapshot(&[(Cluster, "new", "new"), (Listener, "l", "to new")]));
+    assert_eq!(settle(&mut session, |_| vec![]), [(Listener, 1), (Cluster, 1)]);
+}
+
+#[test]
+fn a_listener_that_goes_goes_before_its_cluster_and_that_before_its_endpoints() {
+    let mut session = Session::new(Service::Aggregated, Protocol::Delta);
+    session.set_snapshot(snapshot(&[(Cluster, "c", "c"), (Endpoint, "c", "e"), (Listener, "l", "l")]));
+    let say = |session: &mut Session, kind: ResourceType, nonce: &str| {
+        let (type_url, response_nonce) = (kind.url().to_owned(), nonce.to_owned());
+        let names = if nonce.is_empty() { vec!["*".to_owned()] } else { vec![] };
+        let request =
+            DeltaDiscoveryRequest { type_url, response_nonce, resource_names_subscribe: names, ..Default::default() };
+        session.on_request(Request::Delta(request)).expect("a good request");
+    };
+    let settle = |session: &mut Session| {
+        let mut got = Vec::new();
+        while let Some(Response::Delta(response)) = session.poll_response() {
+            let kind = ResourceType::of_url(&response.type_url).expect("a known kind");
+            got.push((kind, response.resources.len(), response.removed_resources.len()));
+            say(session, kind, &response.nonce);
+        }
+        got
+    };
+    for kind in [Cluster, Endpoint, Listener] {
+        say(&mut session, kind, "");
+    }
+    assert_eq!(settle(&mut session).len(), 3);
+    session.set_snapshot(Arc::default());
+    assert_eq!(settle(&mut session), [(Listener, 0, 1), (Cluster, 0, 1), (Endpoint, 0, 1)]);
+}
+
+#[test]
+fn a_cluster_that_changed_has_its_endpoints_sent_again() {
+    let cluster = |name: &str, seconds: i64, service_name: &str| {
+        let eds = cluster::cluster::EdsClusterConfig { service_name: service_name.to_owned(), ..Default::default() };
+        let connect_timeout = Some(crate::Duration { seconds, nanos: 0 });
+        let (name, eds_cluster_config) = (name.to_owned(), Some(eds));
+        let cluster = cluster::Cluster { name, connect_timeout, eds_cluster_config, ..Default::default() };
+        (cluster.name.clone(), Resource::new(cluster.encode_to_vec()))
+    };
+    let snapshot = |of_a, of_b| {
+        let endpoints = ["a", "b at home", "c"].map(|name| (name.to_owned(), Resource::new("hosts")));
+        let clusters = [cluster("a", of_a, ""), cluster("b", of_b, "b at home")];
+        Arc::new(Snapshot::default().with(Cluster, clusters).with(Endpoint, endpoints))
+    };
+    let names = |kind| if kind == Endpoint { vec!["a", "b at home", "c"] } else { vec![] };
+    let mut session = Session::new(Service::Aggregated, Protocol::StateOfTheWorld);
+    session.set_snapshot(snapshot(1, 1));
+    ask(&mut session, Cluster, &[], "");
+    ask(&mut session, Endpoint, &names(Endpoint), "");
+    assert_eq!(settle(&mut session, names), [(Cluster, 2), (Endpoint, 3)]);
+    session.set_snapshot(snapshot(2, 1));
+    assert_eq!(settle(&mut session, names), [(Cluster, 2), (Endpoint, 1)]);
+    session.set_snapshot(snapshot(3, 3));
+    assert_eq!(settle(&mut session, names), [(Cluster, 2), (Endpoint, 2)]);
+}
+
+#[test]
+fn names_without_end_end_the_stream() {
+    let name = |i: usize| format!("{i}{}", "x".repeat(1 << 20));
+    let ask = |i| DeltaDiscoveryRequest {
+        type_url: Endpoint.url().to_owned(),
+        resource_names_subscribe: vec![name(i)],
+        ..Default::default()
+    };
+    let mut session = Session::new(Service::Aggregated, Protocol::Delta);
+    let refused = (0..100).find(|i| session.on_request(Request::Delta(ask(*i))).is_err());
+    assert_eq!(refused, Some(31));
+    let mut session = Session::new(Service::Aggregated, Protocol::Delta);
+    for i in 0..100 {
+        let unsubscribe = (i > 0).then(|| name(i - 1)).into_iter().collect();
+        let request = DeltaDiscoveryRequest { resource_names_unsubscribe: unsubscribe, ..ask(i) };
+        session.on_request(Request::Delta(request)).expect("one name at a time");
+    }
+    let type_url = Endpoint.url().to_owned();
+    let request = DiscoveryRequest { type_url, resource_names: (0..32).map(name).collect(), ..Default::default() };
+    let refused =
+        Session::new(Service::Aggregated, Protocol::StateOfTheWorld).on_request(Request::StateOfTheWorld(request));
+    assert_eq!(refused, Err(Misuse::TooManyNames));
 }
 
 #[test]
