@@ -4,7 +4,6 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
 };
 
 /// The repository.
@@ -12,34 +11,17 @@ pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests is a directory of the repository")
 }
 
-/// One of the project's binaries, built by the first test that asks.
+/// One of the project's binaries.
 ///
 /// # Panics
-/// It does not build.
+/// It was not built: only the tests of this package can ask.
 pub fn binary(name: &str) -> PathBuf {
-    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
-    let directory = DIRECTORY.get_or_init(|| {
-        let test = std::env::current_exe().expect("this test's own path");
-        // target/PROFILE/deps/TEST
-        let profile = test.ancestors().nth(2).expect("a target directory").to_path_buf();
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(repository()).args([
-            "build",
-            "--quiet",
-            "-p",
-            "weft-proxy",
-            "-p",
-            "weft-control-api",
-            "--bins",
-        ]);
-        cargo.arg("--target-dir").arg(profile.parent().expect("a target directory"));
-        if profile.ends_with("release") {
-            cargo.arg("--release");
-        }
-        assert!(cargo.status().expect("cargo runs").success(), "the binaries do not build");
-        profile
-    });
-    directory.join(name)
+    let test = std::env::current_exe().expect("this test's own path");
+    // target/PROFILE/deps/TEST
+    let profile = test.ancestors().nth(2).expect("a target directory");
+    let binary = profile.join(format!("{name}-under-test"));
+    assert!(binary.is_file(), "{} is not there", binary.display());
+    binary
 }
 
 fn venv() -> PathBuf {

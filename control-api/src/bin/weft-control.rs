@@ -12,7 +12,7 @@ use weft_control_api::server::{Directory, Event, Listener, Report, SnapshotCache
 /// DIR are for every node; those in DIR/NAME are only for nodes whose id, or else whose cluster, is NAME, and there take
 /// the place of resources of the same kind and name. A file with mistakes is reported and changes nothing.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "weft-control", version)]
 struct Options {
     /// The directory of resources.
     #[arg(long, value_name = "DIR")]
