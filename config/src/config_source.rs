@@ -3,7 +3,7 @@
 //! Read wherever a resource names another one's source: LDS and CDS in the bootstrap, RDS, EDS, SDS and RTDS elsewhere.
 
 use crate::{Context, grpc_service::GrpcService};
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 use weft_control_api::envoy::config::core::v3::{self as pb, api_config_source::ApiType, config_source};
 
 /// How long a resource may take to come before its owner goes on without it, if nothing else is said.
@@ -78,7 +78,10 @@ impl ConfigSource {
         let timeout =
             cx.duration("initial_fetch_timeout", initial_fetch_timeout).unwrap_or(DEFAULT_INITIAL_FETCH_TIMEOUT);
         let specifier = match cx.required("config_source_specifier", config_source_specifier)? {
-            ConfigSourceSpecifier::Path(path) => Specifier::Path(PathConfigSource { path, watched_directory: None }),
+            ConfigSourceSpecifier::Path(path) => {
+                exists("path", &path, cx);
+                Specifier::Path(PathConfigSource { path, watched_directory: None })
+            }
             ConfigSourceSpecifier::PathConfigSource(source) => {
                 Specifier::Path(cx.field("path_config_source", |cx| PathConfigSource::from_proto(source, cx)))
             }
@@ -102,12 +105,20 @@ impl PathConfigSource {
     fn from_proto(pb: pb::PathConfigSource, cx: &mut Context) -> Self {
         let pb::PathConfigSource { path, watched_directory, poll_interval } = pb;
         cx.unsupported_if("poll_interval", poll_interval.is_some());
+        exists("path", &path, cx);
         let watched_directory = watched_directory.map(|directory| {
             let pb::WatchedDirectory { path, watch_modify } = directory;
             cx.field("watched_directory", |cx| cx.unsupported_if("watch_modify", watch_modify));
             path
         });
         Self { path, watched_directory }
+    }
+}
+
+/// A file that is to be watched must be there from the start: one that comes later may be a slip of the pen.
+fn exists(name: &str, path: &str, cx: &mut Context) {
+    if !path.is_empty() && !Path::new(path).exists() {
+        cx.problem_at(name, format!("paths must refer to an existing path in the system: '{path}' does not exist"));
     }
 }
 

@@ -239,8 +239,13 @@ fn edits_good_and_bad_under_load() {
     let dump = || ask("/config_dump?resource=dynamic_route_configs");
     assert!(dump().contains("error_state") && dump().contains(path), "{}", dump());
     let stats = ask("/stats?filter=rds");
-    assert!(stats.contains("http.gateway.rds.gateway.update_rejected: 1"), "{stats}");
+    assert!(stats.contains("http.gateway.rds.gateway.update_rejected: 1\n"), "{stats}");
     assert_eq!(mesh.get("/b/"), TO_B);
+
+    mesh.edit(routes, "domains: ['*']", "domains: []");
+    mesh.wait_for("virtual_hosts[0].domains: found 0, allowed: at least 1");
+    until("the admin API says it", || dump().contains("virtual_hosts[0].domains: found 0"), dump);
+    mesh.edit(routes, "domains: []", "domains: ['*']");
 
     // What is no field never leaves the control plane.
     mesh.edit(routes, "route: {cluster: service-b}", "route: {clustre: service-a}");

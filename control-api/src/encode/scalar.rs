@@ -148,7 +148,7 @@ impl Encoder {
         if let Some(near) = nearest(text, e.values().map(|v| v.name())) {
             about += &format!("did you mean {near}? ");
         }
-        about += "Allowed: ";
+        about += "allowed: ";
         about += &e.values().map(|v| v.name()).collect::<Vec<_>>().join(", ");
         self.problem(node.position, about);
     }

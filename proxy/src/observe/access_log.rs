@@ -174,8 +174,6 @@ fn stable_random(id: &[u8]) -> Option<u64> {
 
 /// Lines that wait; more are dropped.
 const QUEUE: usize = 16_384;
-/// A file's buffer is written out when it is this full, or at the flush interval.
-const BUFFER: usize = 64 << 10;
 
 /// An open log file. Cheap to clone; shared by everything that logs to its path.
 #[derive(Clone)]
@@ -210,10 +208,11 @@ pub struct LogWriter {
 }
 
 impl LogWriter {
-    /// Starts the writing thread. `interval`: how long a line may wait for its write.
-    pub fn start(interval: Duration) -> std::io::Result<Self> {
+    /// Starts the writing thread. A file's lines wait no longer than `interval` for their write, and until there are
+    /// `least` bytes of them.
+    pub fn start(interval: Duration, least: usize) -> std::io::Result<Self> {
         let (queue, messages) = sync_channel(QUEUE);
-        thread::Builder::new().name("access-log".into()).spawn(move || run(&messages, interval))?;
+        thread::Builder::new().name("access-log".into()).spawn(move || run(&messages, interval, least))?;
         Ok(Self { queue, files: Arc::default(), dropped: Arc::default() })
     }
 
@@ -272,7 +271,7 @@ impl Open {
     }
 }
 
-fn run(messages: &Receiver<Message>, interval: Duration) {
+fn run(messages: &Receiver<Message>, interval: Duration, least: usize) {
     let mut files: Vec<Open> = Vec::new();
     let mut deadline: Option<Instant> = None;
     loop {
@@ -285,7 +284,7 @@ fn run(messages: &Receiver<Message>, interval: Duration) {
             Ok(Message::Line(number, line)) => {
                 let Some(file) = files.get_mut(number) else { continue };
                 file.buffer.extend_from_slice(line.as_bytes());
-                if file.buffer.len() >= BUFFER {
+                if file.buffer.len() >= least {
                     file.write_out();
                 }
                 deadline.get_or_insert_with(|| Instant::now() + interval);
@@ -327,7 +326,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("weft-log-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("a.log");
-        let writer = LogWriter::start(Duration::from_secs(3600)).unwrap();
+        let writer = LogWriter::start(Duration::from_secs(3600), 64 << 10).unwrap();
         let file = writer.open(path.to_str().unwrap()).unwrap();
         let again = writer.open(path.to_str().unwrap()).unwrap();
         file.write("one\n".into());

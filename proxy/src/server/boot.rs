@@ -121,7 +121,7 @@ pub fn read(options: &Options) -> Result<Boot, Vec<Problem>> {
 
 /// Compiles everything that is static, without binding anything; gives all problems.
 fn validate(options: &Options, boot: &Boot) -> Result<(), Vec<Problem>> {
-    let writer = LogWriter::start(Duration::from_secs(10))
+    let writer = LogWriter::start(Duration::from_secs(10), options.log.flush_size())
         .map_err(|e| vec![Problem::new("", format!("no thread for logs: {e}"))])?;
     let mut store = store(options, boot, 1, writer);
     load_static(&mut store, boot, false)

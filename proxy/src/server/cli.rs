@@ -132,6 +132,13 @@ pub struct LogOptions {
     pub file_flush_min_size_kb: u32,
 }
 
+impl LogOptions {
+    /// `--file-flush-min-size-kb`, in bytes.
+    pub fn flush_size(&self) -> usize {
+        (self.file_flush_min_size_kb as usize).saturating_mul(1024)
+    }
+}
+
 /// Who this proxy says it is; each goes over the bootstrap's `node`.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Node")]
@@ -199,7 +206,7 @@ pub struct ProcessOptions {
     /// Number of worker threads; the cgroup's CPU quota, else the cores, if not given
     #[arg(long, value_name = "N")]
     pub concurrency: Option<u32>,
-    /// Takes the number of workers from the CPUs that this process may run on
+    /// Accepted; has no meaning: only CPUs that this process may run on are counted anyway
     #[arg(long)]
     pub cpuset_threads: bool,
     /// A file to write the admin API's address to

@@ -77,7 +77,7 @@ pub struct Stats {
 pub fn run(options: Options, boot: Boot) -> Result<(), Vec<Problem>> {
     let internal = |e: io::Error| vec![Problem::new("", e.to_string())];
     let interval = Duration::from_millis(u64::from(options.log.file_flush_interval_msec));
-    let log_writer = LogWriter::start(interval).map_err(internal)?;
+    let log_writer = LogWriter::start(interval, options.log.flush_size()).map_err(internal)?;
     let concurrency = options.process.concurrency.map_or_else(default_concurrency, |n| n.max(1) as usize);
     let mut store = boot::store(&options, &boot, concurrency, log_writer.clone());
     boot::load_static(&mut store, &boot, true)?;
