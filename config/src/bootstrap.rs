@@ -8,6 +8,7 @@ mod cluster_manager;
 mod dynamic_resources;
 mod extensions;
 mod node;
+mod overload;
 mod static_resources;
 mod stats;
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub use cluster_manager::ClusterManager;
 pub use dynamic_resources::DynamicResources;
 pub use extensions::InternalListener;
 pub use node::{Locality, Node};
+pub use overload::Overload;
 pub use static_resources::{Resource, StaticResources};
 pub use stats::{HistogramBuckets, StatsConfig, StatsMatcher, Tag, TagValue};
 
@@ -52,6 +54,7 @@ pub struct Bootstrap {
     pub dns_resolver: DnsResolver,
     /// Set: internal listeners may be used.
     pub internal_listener: Option<InternalListener>,
+    pub overload: Overload,
 }
 
 impl Bootstrap {
@@ -107,7 +110,6 @@ impl Bootstrap {
         cx.unsupported_if("flags_path", !flags_path.is_empty());
         cx.unsupported_if("stats_sinks", !stats_sinks.is_empty());
         cx.unsupported_if("tracing", tracing.is_some());
-        cx.unsupported_if("overload_manager", overload_manager.is_some());
         cx.unsupported_if("config_sources", !config_sources.is_empty());
         cx.unsupported_if("default_config_source", default_config_source.is_some());
         cx.unsupported_if("default_socket_interface", !default_socket_interface.is_empty());
@@ -163,6 +165,9 @@ impl Bootstrap {
             )
             .unwrap_or_default(),
             internal_listener: extensions::bootstrap_extensions(bootstrap_extensions, cx),
+            overload: overload_manager
+                .map(|p| cx.field("overload_manager", |cx| Overload::from_proto(p, cx)))
+                .unwrap_or_default(),
         };
         bootstrap.check_clusters(cx);
         Some(bootstrap)

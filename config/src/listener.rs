@@ -51,6 +51,8 @@ pub struct Listener {
     pub enable_mptcp: bool,
     /// The deprecated way to ask for the PROXY protocol: the first chain's `use_proxy_proto`.
     pub use_proxy_proto: bool,
+    /// The limit for connections of all listeners together does not hold here.
+    pub ignore_global_limit: bool,
 }
 
 pub use core::TrafficDirection;
@@ -172,7 +174,6 @@ impl Listener {
         cx.unsupported_if("internal_listener", listener_specifier.is_some());
         // The kernel balances over REUSEPORT sockets; what asks for another way gets the same service.
         cx.ignored_if("connection_balance_config", connection_balance_config.is_some());
-        cx.ignored_if("ignore_global_conn_limit", ignore_global_conn_limit);
         cx.ignored_if("bypass_overload_manager", bypass_overload_manager);
         let is_api_listener = api_listener.is_some();
         let mut addresses = Vec::new();
@@ -262,6 +263,7 @@ impl Listener {
             tcp_keepalive: tcp_keepalive.map(TcpKeepalive::from_proto),
             enable_mptcp,
             use_proxy_proto,
+            ignore_global_limit: ignore_global_conn_limit,
         })
     }
 

@@ -9,10 +9,12 @@ mod client_hello;
 mod compiled;
 mod connection;
 mod filters;
+mod global_limit;
 mod proxy_header;
 mod sockets;
 mod stats;
 
 pub use accept::Listeners;
 pub use compiled::{Chain, CompileContext, Listener};
+pub use global_limit::GlobalLimit;
 pub use sockets::Sockets;

@@ -120,6 +120,9 @@ pub trait NetworkFilter: Send + Sync {
 pub trait Terminal {
     /// Runs a connection to its end. Dropping the future closes it.
     fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>>;
+
+    /// A gate closes the connection. Its turn never comes, but it may count what it would have served.
+    fn missed(&self, _connection: Connection) {}
 }
 
 /// A non-terminal filter's compiled configuration, shared by all workers.
@@ -171,7 +174,7 @@ impl ActiveFilters {
             match gate.admit(&mut connection).await {
                 Admission::Pass => {}
                 Admission::Hold(guard) => held.push(guard),
-                Admission::Close => return,
+                Admission::Close => return self.terminal.missed(connection),
             }
         }
         self.terminal.clone().serve(connection).await;

@@ -2,7 +2,7 @@
 //!
 //! Called by the worker with each snapshot. What happens to an accepted connection is in [`super::connection`].
 
-use super::{active::Active, compiled::Listener, connection};
+use super::{active::Active, compiled::Listener, connection, global_limit::GlobalLimit};
 use crate::{base::Address, http::Thread, transport::Io};
 use foldhash::HashMap;
 use socket2::Socket;
@@ -23,11 +23,13 @@ pub struct Listeners {
     active: RefCell<HashMap<Box<str>, Rc<Active>>>,
     /// How long a removed listener's connections may go on.
     drain_time: Duration,
+    /// Of all workers together.
+    pub(super) global_limit: Arc<GlobalLimit>,
 }
 
 impl Listeners {
-    pub fn new(thread: Rc<Thread>, drain_time: Duration) -> Rc<Self> {
-        Rc::new(Self { thread, active: RefCell::default(), drain_time })
+    pub fn new(thread: Rc<Thread>, drain_time: Duration, global_limit: Arc<GlobalLimit>) -> Rc<Self> {
+        Rc::new(Self { thread, active: RefCell::default(), drain_time, global_limit })
     }
 
     /// Makes the worker's listeners those given: what is the same stays, what changed in its chains is changed in

@@ -3,6 +3,7 @@
 use super::{
     compiled::{Chain, Listener},
     filters::FilterStats,
+    global_limit::{GlobalLimit, Seat},
     stats::{ListenerStats, WorkerListenerStats},
 };
 use crate::{
@@ -138,20 +139,20 @@ impl Active {
         self.chains.borrow_mut().drain(..).for_each(|chain| chain.end(drain_time));
     }
 
-    /// Counts a socket that was accepted; `None` if there are as many as the runtime allows.
-    pub fn open_socket(self: &Rc<Self>, thread: &Thread) -> Option<OpenSocket> {
-        let limit = thread.runtime().integer(&self.limit_key);
+    /// Counts a socket that was accepted; `None` if there are as many as are allowed here or of all listeners.
+    pub fn open_socket(self: &Rc<Self>, thread: &Thread, global: &Arc<GlobalLimit>) -> Option<OpenSocket> {
+        let runtime = thread.runtime();
+        let Some(seat) = global.take(&runtime, self.listener.borrow().config.ignore_global_limit) else {
+            self.stats.downstream_global_cx_overflow.inc();
+            return None;
+        };
+        let limit = runtime.integer(&self.limit_key);
         if limit.is_some_and(|limit| self.sockets.get() >= limit) {
             self.stats.downstream_cx_overflow.inc();
             return None;
         }
-        Some(self.adopt_socket())
-    }
-
-    /// Counts a socket that another listener accepted.
-    pub fn adopt_socket(self: &Rc<Self>) -> OpenSocket {
         self.sockets.set(self.sockets.get() + 1);
-        OpenSocket(self.clone())
+        Some(OpenSocket { listener: self.clone(), seat: Some(seat) })
     }
 }
 
@@ -162,17 +163,26 @@ impl ActiveChain {
     }
 }
 
-/// A socket that counts towards its listener's limit for as long as this lives.
-pub struct OpenSocket(Rc<Active>);
+/// A socket that counts towards its listener's limit, and that of all, for as long as this lives.
+pub struct OpenSocket {
+    listener: Rc<Active>,
+    seat: Option<Seat>,
+}
 
 impl OpenSocket {
     pub fn listener(&self) -> &Rc<Active> {
-        &self.0
+        &self.listener
+    }
+
+    /// The socket counts for another listener from now on.
+    pub fn hand_to(mut self, listener: Rc<Active>) -> Self {
+        listener.sockets.set(listener.sockets.get() + 1);
+        Self { seat: self.seat.take(), listener }
     }
 }
 
 impl Drop for OpenSocket {
     fn drop(&mut self) {
-        self.0.sockets.set(self.0.sockets.get() - 1);
+        self.listener.sockets.set(self.listener.sockets.get() - 1);
     }
 }

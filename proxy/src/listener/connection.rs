@@ -11,13 +11,13 @@ use crate::{
     http::Thread,
     network::{Connection, FactsSlot},
     observe::{StreamInfo, format::Facts, stream_info::Metadata},
-    transport::Io,
+    transport::{Io, Meter},
 };
-use std::{rc::Rc, sync::Arc, time::Instant};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Instant};
 
 /// A new connection: limited, then served by a task of its own.
 pub fn begin(listeners: &Rc<Listeners>, active: &Rc<Active>, io: Io, local: Address, remote: Address) {
-    let Some(socket) = active.open_socket(&listeners.thread) else { return };
+    let Some(socket) = active.open_socket(&listeners.thread, &listeners.global_limit) else { return };
     let info = ConnectionInfo::accepted(next_connection_id(), local, remote);
     tokio::task::spawn_local(serve(listeners.clone(), socket, Accepted::new(io, info)));
 }
@@ -37,7 +37,7 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
         }
         // Handed over once, and seen by the other listener's filters as if it had come there.
         match listeners.listener_for(&accepted.info.local, &active) {
-            Some(other) => socket = other.adopt_socket(),
+            Some(other) => socket = socket.hand_to(other),
             None => break (active, listener),
         }
         handed_over = true;
@@ -51,8 +51,12 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
     let dynamic_metadata = tlv_metadata(&accepted.metadata);
     let (io, info) = accepted.into_io();
     let info = Rc::new(info);
-    let open = Open::new(active, listener, thread.clone(), info.clone(), socket);
+    let open = Open::new(active, listener, thread.clone(), info.clone(), dynamic_metadata.clone(), socket);
     let Some(filters) = found.filters else { return };
+    let io = match &open.facts {
+        Some(_) => io.metered(open.bytes.clone()),
+        None => io,
+    };
     let cut = found.drain.clone();
     let connection = Connection {
         io,
@@ -117,7 +121,12 @@ impl Drop for PreConnection<'_> {
 fn tlv_metadata(found: &[(String, String, Vec<u8>)]) -> Metadata {
     let mut metadata = Metadata::default();
     for (namespace, key, value) in found {
-        let text = String::from_utf8_lossy(value).into_owned();
+        // As Envoy has it: a byte that is no text is an exclamation mark.
+        let mut text = String::with_capacity(value.len());
+        for chunk in value.utf8_chunks() {
+            text.push_str(chunk.valid());
+            text.extend(chunk.invalid().iter().map(|_| '!'));
+        }
         metadata.entry(namespace.as_str().into()).or_default().insert(key.clone(), text.into());
     }
     metadata
@@ -155,6 +164,10 @@ struct Open {
     info: Rc<ConnectionInfo>,
     /// What the terminal filter leaves for the listener's log.
     facts: Option<FactsSlot>,
+    /// Counted only if there is a log to show them.
+    bytes: Rc<Bytes>,
+    /// What listener filters found.
+    metadata: Metadata,
     _socket: OpenSocket,
 }
 
@@ -164,6 +177,7 @@ impl Open {
         listener: Arc<Listener>,
         thread: Rc<Thread>,
         info: Rc<ConnectionInfo>,
+        metadata: Metadata,
         socket: OpenSocket,
     ) -> Self {
         active.stats.downstream_cx_total.inc();
@@ -171,7 +185,7 @@ impl Open {
         active.worker_stats.downstream_cx_total.inc();
         active.worker_stats.downstream_cx_active.inc();
         let facts = (!listener.access_logs.is_empty()).then(FactsSlot::default);
-        Self { active, listener, thread, info, facts, _socket: socket }
+        Self { active, listener, thread, info, facts, bytes: Rc::default(), metadata, _socket: socket }
     }
 }
 
@@ -183,8 +197,32 @@ impl Drop for Open {
         stats.downstream_cx_destroy.inc();
         stats.downstream_cx_length_ms.record(self.info.start.elapsed().as_millis() as u64);
         if let Some(facts) = &self.facts {
-            let mut stream = facts.take().unwrap_or_else(|| Box::new(StreamInfo::new(self.info.clone())));
+            let mut stream = facts.take().unwrap_or_else(|| {
+                let mut stream = StreamInfo::new(self.info.clone());
+                (stream.bytes.received, stream.bytes.sent) = (self.bytes.received.get(), self.bytes.sent.get());
+                stream.bytes.downstream_wire_received = stream.bytes.received;
+                stream.bytes.downstream_wire_sent = stream.bytes.sent;
+                Box::new(stream)
+            });
+            stream.dynamic_metadata.extend(std::mem::take(&mut self.metadata));
             write_log(&self.listener, &self.thread, &mut stream);
         }
+    }
+}
+
+/// What passed on a connection as a whole.
+#[derive(Default)]
+struct Bytes {
+    received: Cell<u64>,
+    sent: Cell<u64>,
+}
+
+impl Meter for Bytes {
+    fn received(&self, bytes: usize) {
+        self.received.set(self.received.get() + bytes as u64);
+    }
+
+    fn sent(&self, bytes: usize) {
+        self.sent.set(self.sent.get() + bytes as u64);
     }
 }

@@ -6,7 +6,9 @@
 use super::{
     client_hello::{self, Hello},
     proxy_header::{self, Parsed},
-    stats::{HttpInspectorStats, ProxyProtocolStats, ProxyProtocolVersionStats, TlsInspectorStats},
+    stats::{
+        HttpInspectorStats, ProxyProtocolRootStats, ProxyProtocolStats, ProxyProtocolVersionStats, TlsInspectorStats,
+    },
 };
 use crate::{
     base::{Address, ConnectionInfo},
@@ -153,6 +155,7 @@ pub struct FilterStats {
 }
 
 struct ProxyStats {
+    root: Arc<ProxyProtocolRootStats>,
     plain: Arc<ProxyProtocolStats>,
     versions: [Arc<ProxyProtocolVersionStats>; 2],
 }
@@ -168,6 +171,7 @@ impl FilterStats {
                     format!("proxy_proto.{}", options.stat_prefix)
                 };
                 Some(ProxyStats {
+                    root: registry.attach(""),
                     plain: registry.attach(&prefix),
                     versions: [
                         registry.attach(&format!("{prefix}.versions.v1")),
@@ -218,6 +222,8 @@ impl Accepted {
 
     /// Reads more.
     async fn read_more(&mut self) -> Result<(), Refused> {
+        // A first packet comes whole, so that it goes on as one.
+        self.buffer.reserve(4096);
         match self.io.read_buf(&mut self.buffer).await {
             Ok(1..) => Ok(()),
             Ok(0) => Err(Refused::RemoteClose),
@@ -391,27 +397,35 @@ async fn proxy_protocol(accepted: &mut Accepted, options: &ProxyProtocol, stats:
             Parsed::Header(header) => break header,
             Parsed::Absent => {
                 stats.plain.not_found_disallowed.inc();
+                stats.root.downstream_cx_proxy_proto_error.inc();
                 return Err(Refused::ByFilter);
             }
-            Parsed::Malformed { version, .. } => {
-                let stats = &stats.versions[usize::from(version - 1)];
-                if is_disallowed(version) { &stats.disallowed } else { &stats.error }.inc();
+            Parsed::Malformed { version, is_whole, why } => {
+                tracing::debug!(target: "filter", "no PROXY header of version {version}: {why}");
+                let (root, stats) = (&stats.root, &stats.versions[usize::from(version - 1)]);
+                if is_whole && is_disallowed(version) {
+                    stats.found.inc();
+                    stats.disallowed.inc();
+                } else {
+                    stats.error.inc();
+                    root.downstream_cx_proxy_proto_error.inc();
+                }
                 return Err(Refused::ByFilter);
             }
             Parsed::Partial => accepted.read_more().await?,
         }
     };
     let version = &stats.versions[usize::from(header.version - 1)];
+    version.found.inc();
     if is_disallowed(header.version) {
         version.disallowed.inc();
         return Err(Refused::ByFilter);
     }
-    version.found.inc();
     let _ = accepted.buffer.split_to(header.length);
     if let Some((source, destination)) = header.addresses {
-        accepted.info.remote = Address::from(source);
-        if Address::from(destination) != accepted.info.local {
-            accepted.info.local = Address::from(destination);
+        accepted.info.remote = Address::Ip(source);
+        if Address::Ip(destination) != accepted.info.local {
+            accepted.info.local = Address::Ip(destination);
             accepted.restored_destination = true;
         }
     }

@@ -25,6 +25,8 @@ pub enum Parsed {
     /// They begin as a header of this version and are none.
     Malformed {
         version: u8,
+        /// Its end was seen, or what says where that is.
+        is_whole: bool,
         why: &'static str,
     },
 }
@@ -33,8 +35,9 @@ const V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 const V1: &[u8] = b"PROXY ";
 /// The longest version 1 header with its line end.
 const V1_MOST: usize = 108;
-/// No header that is of use is longer; one that says so is refused before it is read.
-const V2_MOST: usize = 65_535;
+
+/// As many bytes as tell versions apart.
+const ENOUGH: usize = 16;
 
 /// Parses the start of a connection.
 pub fn parse(buf: &[u8]) -> Parsed {
@@ -42,8 +45,12 @@ pub fn parse(buf: &[u8]) -> Parsed {
         if buf.len() < V2.len() { Parsed::Partial } else { parse_v2(buf) }
     } else if may_begin(buf, 1) {
         if buf.len() < V1.len() { Parsed::Partial } else { parse_v1(buf) }
-    } else {
+    } else if buf.len() >= ENOUGH {
         Parsed::Absent
+    } else if memchr::memmem::find(buf.get(1..).unwrap_or_default(), b"\r\n").is_some() {
+        Parsed::Malformed { version: 1, is_whole: true, why: "the line is another" }
+    } else {
+        Parsed::Partial
     }
 }
 
@@ -54,9 +61,10 @@ pub fn may_begin(buf: &[u8], version: u8) -> bool {
 }
 
 fn parse_v1(buf: &[u8]) -> Parsed {
-    let malformed = |why| Parsed::Malformed { version: 1, why };
+    let malformed = |why| Parsed::Malformed { version: 1, is_whole: true, why };
     let Some(end) = memchr::memmem::find(&buf[..buf.len().min(V1_MOST)], b"\r\n") else {
-        return if buf.len() >= V1_MOST { malformed("the line is too long") } else { Parsed::Partial };
+        let too_long = Parsed::Malformed { version: 1, is_whole: false, why: "the line is too long" };
+        return if buf.len() >= V1_MOST { too_long } else { Parsed::Partial };
     };
     let header = |addresses| Parsed::Header(Header { version: 1, addresses, tlvs: Vec::new(), length: end + 2 });
     let Ok(line) = std::str::from_utf8(&buf[..end]) else { return malformed("the line is no text") };
@@ -79,7 +87,7 @@ fn parse_v1(buf: &[u8]) -> Parsed {
 }
 
 fn parse_v2(buf: &[u8]) -> Parsed {
-    let malformed = |why| Parsed::Malformed { version: 2, why };
+    let malformed = |why| Parsed::Malformed { version: 2, is_whole: true, why };
     let [version_command, family, high, low] = match buf.get(12..16) {
         Some(head) => [head[0], head[1], head[2], head[3]],
         None => return Parsed::Partial,
@@ -94,26 +102,20 @@ fn parse_v2(buf: &[u8]) -> Parsed {
         _ => return malformed("the command is neither LOCAL nor PROXY"),
     };
     let needed = match family {
-        0x11 | 0x12 => 12,
-        0x21 | 0x22 => 36,
-        0x31 | 0x32 => 216,
-        _ => 0,
+        _ if is_local => 0,
+        0x11 | 0x12 if length >= 12 => 12,
+        0x21 | 0x22 if length >= 36 => 36,
+        _ => return malformed("the address family or length is not allowed"),
     };
-    if !is_local && (length < needed || family & 15 != 1 && family != 0) {
-        return malformed("the address family or length is not allowed");
-    }
-    if length > V2_MOST {
-        return malformed("the header is too long");
-    }
     let Some(body) = buf.get(16..16 + length) else { return Parsed::Partial };
     let port = |at: usize| u16::from_be_bytes([body[at], body[at + 1]]);
     let addresses = match family {
         _ if is_local => None,
-        0x11 => {
+        0x11 | 0x12 => {
             let ip = |at: usize| IpAddr::V4(Ipv4Addr::new(body[at], body[at + 1], body[at + 2], body[at + 3]));
             Some((SocketAddr::new(ip(0), port(8)), SocketAddr::new(ip(4), port(10))))
         }
-        0x21 => {
+        _ => {
             let ip = |at: usize| {
                 let mut octets = [0; 16];
                 octets.copy_from_slice(&body[at..at + 16]);
@@ -121,7 +123,6 @@ fn parse_v2(buf: &[u8]) -> Parsed {
             };
             Some((SocketAddr::new(ip(0), port(32)), SocketAddr::new(ip(16), port(34))))
         }
-        _ => None,
     };
     let mut tlvs = Vec::new();
     let mut rest = if is_local { &[][..] } else { &body[needed..] };
@@ -130,6 +131,9 @@ fn parse_v2(buf: &[u8]) -> Parsed {
         let Some(value) = after.get(..length) else { return malformed("a TLV is longer than the header") };
         tlvs.push((*kind, value.to_vec()));
         rest = &after[length..];
+    }
+    if !rest.is_empty() {
+        return malformed("a TLV is cut off");
     }
     Parsed::Header(Header { version: 2, addresses, tlvs, length: 16 + length })
 }
@@ -166,7 +170,9 @@ mod tests {
             assert!(matches!(parse(bad.as_bytes()), Parsed::Malformed { version: 1, .. }), "{bad}");
         }
         assert!(matches!(parse(&[b"PROXY ".to_vec(), vec![b'a'; 200]].concat()), Parsed::Malformed { .. }));
-        assert_eq!(parse(b"GET / HTTP/1.1"), Parsed::Absent);
+        assert_eq!(parse(b"GET / HTTP/1.1"), Parsed::Partial);
+        assert_eq!(parse(b"GET / HTTP/1.1\r\n"), Parsed::Absent);
+        assert!(matches!(parse(b"GET /\r\n"), Parsed::Malformed { version: 1, .. }));
         assert_eq!(parse(b""), Parsed::Partial);
     }
 

@@ -44,6 +44,13 @@ stats! {
 }
 
 stats! {
+    /// Without a prefix: errors of every version and listener.
+    pub struct ProxyProtocolRootStats {
+        counter downstream_cx_proxy_proto_error,
+    }
+}
+
+stats! {
     /// `proxy_proto.*`
     pub struct ProxyProtocolStats {
         counter not_found_allowed,

@@ -1,7 +1,7 @@
 //! `envoy.filters.network.direct_response`: writes its text and closes.
 
 use super::{CompileContext, Connection, NetworkFilter, Terminal};
-use crate::http::Thread;
+use crate::{http::Thread, observe::StreamInfo};
 use bytes::Bytes;
 use std::{future::Future, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,7 +31,13 @@ impl Terminal for DirectResponse {
     fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(async move {
             let mut io = connection.io;
-            connection.info.termination_details.set(Some("direct_response"));
+            if let Some(facts) = &connection.facts {
+                let mut info = StreamInfo::new(connection.info.clone());
+                info.set_details("direct_response");
+                info.bytes.sent = self.0.len() as u64;
+                info.bytes.downstream_wire_sent = info.bytes.sent;
+                facts.set(Some(Box::new(info)));
+            }
             if io.write_all(&self.0).await.is_err() || io.shutdown().await.is_err() {
                 return;
             }

@@ -179,6 +179,10 @@ impl Terminal for Active {
             counted.active_requests.set(connection.active.get() > 0);
         })
     }
+
+    fn missed(&self, _: Connection) {
+        Counted::new(self.stats.clone()).closed_by_us.set(true);
+    }
 }
 
 /// Counts the connection as long as it lives.

@@ -91,14 +91,14 @@ impl NetworkFilter for TcpProxy {
 impl Terminal for Active {
     fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(async move {
-            let Connection { io, info, drain: _, thread, dynamic_metadata, filter_state, facts } = connection;
-            self.stats.downstream_cx_total.inc();
-            let mut info = StreamInfo::new(info);
-            info.dynamic_metadata = dynamic_metadata;
-            info.filter_state = filter_state;
-            info.listener_metadata = self.proxy.listener.metadata.clone();
-            Session { info, thread, active: self, facts }.run(io).await;
+            let (mut session, io) = Session::new(self, connection);
+            session.run(io).await;
         })
+    }
+
+    fn missed(&self, connection: Connection) {
+        let active = Self { proxy: self.proxy.clone(), stats: self.stats.clone() };
+        drop(Session::new(Rc::new(active), connection));
     }
 }
 
@@ -123,6 +123,16 @@ impl Drop for Session {
 }
 
 impl Session {
+    fn new(active: Rc<Active>, connection: Connection) -> (Self, Io) {
+        let Connection { io, info, drain: _, thread, dynamic_metadata, filter_state, facts } = connection;
+        active.stats.downstream_cx_total.inc();
+        let mut info = StreamInfo::new(info);
+        info.dynamic_metadata = dynamic_metadata;
+        info.filter_state = filter_state;
+        info.listener_metadata = active.proxy.listener.metadata.clone();
+        (Self { info, thread, active, facts }, io)
+    }
+
     fn log(&self, log_type: &'static str) {
         let facts = Facts { log_type, ..Facts::new(&self.info) };
         self.active.proxy.logs.log(&facts, &self.thread.runtime());

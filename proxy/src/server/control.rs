@@ -12,6 +12,7 @@ use super::{
 use crate::{
     admin::{Admin, AdminSocket, State, StatsSettings},
     http::request_headers::LocalInfo,
+    listener::GlobalLimit,
     observe::{
         access_log::{AccessLogs, LogWriter},
         stats::{ClusterManagerStats, ListenerManagerStats, Registry, ServerStats},
@@ -266,6 +267,7 @@ impl Control {
             }),
             drain_time: self.options.drain_time(),
             drain_pace: self.options.drain_pace(),
+            global_limit: GlobalLimit::new(self.boot.bootstrap.overload.max_downstream_connections),
         };
         self.store.borrow_mut().serve();
         let snapshot = Arc::new(self.store.borrow().snapshot());

@@ -3,7 +3,7 @@
 use crate::{
     base::{Drain, drain::Pace},
     http::{Thread, request_headers::LocalInfo},
-    listener::{Listener, Listeners},
+    listener::{GlobalLimit, Listener, Listeners},
     observe::stats::Registry,
     snapshot::Snapshot,
     upstream::Upstreams,
@@ -42,6 +42,8 @@ pub struct WorkerOptions {
     pub local: Arc<LocalInfo>,
     pub drain_time: Duration,
     pub drain_pace: Pace,
+    /// For the downstream connections of all workers together.
+    pub global_limit: Arc<GlobalLimit>,
 }
 
 impl Worker {
@@ -83,7 +85,7 @@ async fn run(index: usize, options: WorkerOptions, snapshot: Arc<Snapshot>, mut 
         Drain::paced(options.drain_pace),
         snapshot.runtime.clone(),
     );
-    let listeners = Listeners::new(thread.clone(), options.drain_time);
+    let listeners = Listeners::new(thread.clone(), options.drain_time, options.global_limit);
     apply(&thread, &listeners, &snapshot);
     while let Some(message) = messages.recv().await {
         match message {

@@ -210,7 +210,7 @@ impl Operator {
             return number.map_or(Value::Null, Value::from);
         }
         if let Kind::Metadata(from, namespace, path) = &self.kind {
-            return metadata(facts, *from, namespace, path).cloned().unwrap_or(Value::Null);
+            return metadata(facts, *from, namespace, path).map_or(Value::Null, Cow::into_owned);
         }
         let mut text = String::new();
         if self.write(facts, &mut text) { Value::String(text) } else { Value::Null }
@@ -528,7 +528,7 @@ impl Kind {
             Self::Hostname => Some(hostname().into()),
             Self::Environment(value) => (!value.is_empty()).then(|| value.as_str().into()),
             Self::Metadata(from, namespace, path) => metadata(facts, *from, namespace, path).map(|value| match value {
-                Value::String(text) => Cow::Borrowed(text.as_str()),
+                Cow::Borrowed(Value::String(text)) => Cow::Borrowed(text.as_str()),
                 other => other.to_string().into(),
             }),
             Self::FilterState { key, plain } => info.filter_state.get(key.as_str()).map(|state| {
@@ -654,7 +654,8 @@ fn path<'a>(facts: &Facts<'a>, choice: PathChoice) -> Option<Cow<'a, str>> {
     }
 }
 
-fn metadata<'a>(facts: &Facts<'a>, from: From, namespace: &str, path: &[String]) -> Option<&'a Value> {
+/// A value, or all of a namespace if there is no path into it.
+fn metadata<'a>(facts: &Facts<'a>, from: From, namespace: &str, path: &[String]) -> Option<Cow<'a, Value>> {
     let info = facts.info;
     let all: &Metadata = match from {
         From::Route => info.route_metadata.as_deref()?,
@@ -663,8 +664,9 @@ fn metadata<'a>(facts: &Facts<'a>, from: From, namespace: &str, path: &[String])
         From::UpstreamHost => info.upstream.host_metadata.as_deref()?,
         From::Dynamic => &info.dynamic_metadata,
     };
-    let (key, rest) = path.split_first()?;
-    rest.iter().try_fold(all.get(namespace)?.get(key)?, |value, key| value.as_object()?.get(key))
+    let values = all.get(namespace)?;
+    let Some((key, rest)) = path.split_first() else { return Some(Cow::Owned(Value::Object(values.clone()))) };
+    rest.iter().try_fold(values.get(key)?, |value, key| value.as_object()?.get(key)).map(Cow::Borrowed)
 }
 
 /// From the trailers, then the headers, of a response to a gRPC request; else what the HTTP status stands for.
