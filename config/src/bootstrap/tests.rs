@@ -84,10 +84,10 @@ fn what_is_not_supported_is_named_with_its_line() {
         problems,
         [
             "3:1: stats_sinks: is not supported",
-            "2:1: overload_manager: is not supported",
             "5:3: dynamic_resources.lds_config: uses ADS, but there is no ads_config",
             "8:3: bootstrap_extensions[0].typed_config: type.googleapis.com/google.protobuf.Empty is not supported, allowed: \
              envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+            "2:40: overload_manager.resource_monitors[0].typed_config: is required",
         ]
     );
 }
