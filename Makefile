@@ -2,7 +2,7 @@
 CARGO ?= cargo
 export WEFT_VENV ?= $(CURDIR)/.venv
 
-.PHONY: run build test lint fmt bench conformance tools clean help
+.PHONY: run build test lint fmt bench tools clean help
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'

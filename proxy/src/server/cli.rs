@@ -73,7 +73,7 @@ pub struct Quickstart {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Configuration")]
 pub struct ConfigOptions {
-    /// Path to the bootstrap: YAML, JSON or protobuf text by its ending
+    /// Path to the bootstrap: YAML, JSON or binary protobuf (.pb), by its ending
     #[arg(short = 'c', long, value_name = "PATH")]
     pub config_path: Option<PathBuf>,
     /// Inline YAML, merged over the contents of --config-path

@@ -239,7 +239,7 @@ struct LocalTime {
 impl LocalTime {
     fn of(time: SystemTime) -> Self {
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let seconds = since.as_secs() as libc::time_t;
+        let seconds = since.as_secs() as _;
         // SAFETY: all-zero bytes are a valid `tm`; `localtime_r` writes only to the `tm` it is given.
         let tm = unsafe {
             let mut tm = std::mem::zeroed::<libc::tm>();
