@@ -2,12 +2,6 @@
 //!
 //! Invariant: nothing here knows what a listener means to a proxy.
 
-/// Generated protobuf types, by package: `types::envoy::config::listener::v3::Listener`.
-#[allow(clippy::all, rustdoc::all, missing_docs, rust_2018_idioms)]
-pub mod types {
-    include!(concat!(env!("OUT_DIR"), "/types.rs"));
-}
-
 pub mod check;
 pub mod client;
 pub mod encode;
@@ -32,4 +26,6 @@ pub use prost::{Message, Name};
 pub use prost_types;
 pub use prost_types::{Any, Duration, Struct, Timestamp, Value, value};
 pub use resource::{Protocol, ResourceType};
-pub use types::{envoy, google, udpa, xds};
+/// Generated protobuf types, by package: `types::envoy::config::listener::v3::Listener`.
+pub use weft_types as types;
+pub use weft_types::{envoy, google, udpa, xds};

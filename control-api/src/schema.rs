@@ -4,12 +4,8 @@
 //! no relocation, and its pages come in when they are touched. Invariant: the blob is written by our own build script
 //! from the checked-in schema, so indices inside it are trusted; names and numbers from outside are looked up.
 
-mod layout;
-
-use layout::*;
 use std::cmp::Ordering;
-
-static BLOB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/schema.bin"));
+use weft_types::{TABLES as BLOB, layout::*};
 
 /// A message type.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -445,7 +441,7 @@ mod tests {
 
     #[test]
     fn every_root_that_has_a_rust_type_is_in_the_tables() {
-        for root in include_str!("../schema/roots.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
+        for root in include_str!("../types/schema/roots.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
             let found = match root.strip_suffix('*') {
                 Some(prefix) => messages().any(|m| m.full_name().starts_with(prefix)),
                 None => message(root).is_some(),

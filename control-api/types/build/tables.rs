@@ -1,5 +1,5 @@
 //! Writes the schema tables: one blob with every message, field, enum and constraint of the schema, which
-//! `src/schema.rs` reads in place. `src/schema/layout.rs` is the layout.
+//! `weft_control_api::schema` reads in place. `src/layout.rs` is the layout.
 
 use crate::layout::*;
 use prost_reflect::{

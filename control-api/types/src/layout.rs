@@ -1,4 +1,4 @@
-//! The layout of the schema tables: what `build/tables.rs` writes and `src/schema.rs` reads.
+//! The layout of the schema tables: what `build/tables.rs` writes and `weft_control_api::schema` reads.
 //!
 //! Everything is little-endian and unaligned. A text is an offset into the pool, where two bytes of length precede it;
 //! offset 0 is the empty text. Both sides compile this file, so they cannot disagree.
