@@ -27,6 +27,16 @@ pub enum Deadline {
 }
 
 const COUNT: usize = 8;
+const ALL: [Deadline; COUNT] = [
+    Deadline::Request,
+    Deadline::StreamIdle,
+    Deadline::MaxStreamDuration,
+    Deadline::Route,
+    Deadline::PerTry,
+    Deadline::PerTryIdle,
+    Deadline::UpstreamMaxStreamDuration,
+    Deadline::BackOff,
+];
 
 /// The deadlines of one stream. Setting one costs a store; the timer is armed lazily for the earliest.
 #[derive(Default)]
@@ -73,19 +83,16 @@ impl Deadlines {
 
     /// Ready with the deadline that passed, which is then cleared.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Deadline> {
-        const ALL: [Deadline; COUNT] = [
-            Deadline::Request,
-            Deadline::StreamIdle,
-            Deadline::MaxStreamDuration,
-            Deadline::Route,
-            Deadline::PerTry,
-            Deadline::PerTryIdle,
-            Deadline::UpstreamMaxStreamDuration,
-            Deadline::BackOff,
-        ];
-        let Some((at, which)) =
-            ALL.into_iter().filter_map(|d| Some((self.at[d as usize]?, d))).min_by_key(|(at, _)| *at)
-        else {
+        // Not an iterator's minimum: this is asked at every turn of a stream.
+        let mut first: Option<(Instant, Deadline)> = None;
+        for which in ALL {
+            if let Some(at) = self.at[which as usize]
+                && first.is_none_or(|(earliest, _)| at < earliest)
+            {
+                first = Some((at, which));
+            }
+        }
+        let Some((at, which)) = first else {
             self.timer.clear();
             return Poll::Pending;
         };

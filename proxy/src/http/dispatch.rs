@@ -358,7 +358,7 @@ async fn respond(
         && let Some(sent) = stream.info.points.downstream_rx_end
     {
         head.headers
-            .insert(ENVOY_UPSTREAM_SERVICE_TIME, (now.saturating_duration_since(sent).as_millis() as u64).into());
+            .insert(ENVOY_UPSTREAM_SERVICE_TIME, number(now.saturating_duration_since(sent).as_millis() as u64));
     }
     if let Some(route) = stream.route.clone() {
         if route.include_attempt_count_in_response() {

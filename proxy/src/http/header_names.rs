@@ -1,6 +1,6 @@
-//! The header names that Envoy gives a meaning, as constants.
+//! The header names that Envoy gives a meaning, as constants, and what is asked and written with them for every message.
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 macro_rules! names {
     ($($constant:ident $name:literal,)*) => {
@@ -67,4 +67,16 @@ pub fn has_connection_headers(headers: &HeaderMap) -> bool {
 /// True if there is any of Envoy's own headers.
 pub fn has_envoy_headers(headers: &HeaderMap) -> bool {
     headers.keys().any(|name| name.as_str().starts_with("x-envoy-"))
+}
+
+/// A number as a header's value; small ones, and the default timeout, without an allocation.
+pub fn number(value: u64) -> HeaderValue {
+    const SMALL: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    match value {
+        15_000 => HeaderValue::from_static("15000"),
+        _ => usize::try_from(value)
+            .ok()
+            .and_then(|value| SMALL.get(value))
+            .map_or_else(|| HeaderValue::from(value), |text| HeaderValue::from_static(text)),
+    }
 }

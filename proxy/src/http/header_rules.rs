@@ -99,6 +99,9 @@ fn apply_all<H>(
     value: impl Fn(&Addition, &H) -> String,
 ) {
     use AppendAction::{AddIfAbsent, AppendIfExistsOrAdd, OverwriteIfExists, OverwriteIfExistsOrAdd};
+    if additions.is_empty() {
+        return;
+    }
     let mut appended: SmallVec<[(&HeaderName, HeaderValue); 4]> = SmallVec::new();
     let mut overwritten: SmallVec<[(&HeaderName, HeaderValue); 4]> = SmallVec::new();
     for addition in additions {

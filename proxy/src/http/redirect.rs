@@ -68,7 +68,7 @@ pub fn follow(
         && stream
             .route
             .as_ref()
-            .is_some_and(|route| allows(policy, before.1.as_ref(), route, target.scheme(), arrived_by_tls));
+            .is_some_and(|route| allows(policy, before.1.as_deref(), route, target.scheme(), arrived_by_tls));
     if !allowed {
         let counter = if found {
             &stats.passthrough_internal_redirect_predicate

@@ -36,7 +36,7 @@ pub struct Stream {
     pub request: RequestHead,
     /// Pinned at the begin: the stream sees one route table to its end.
     pub table: Option<Arc<RouteTable>>,
-    pub route: Option<MatchedRoute>,
+    pub route: Option<Rc<MatchedRoute>>,
     pub deadlines: Deadlines,
     /// Decides weighted clusters, runtime fractions and the like: the same throughout the stream.
     pub random: u64,
@@ -297,7 +297,7 @@ impl Stream {
                 self.info.route_name = route.route.name.clone();
                 self.info.virtual_host_name = Some(route.virtual_host.name.clone());
                 self.info.route_metadata = route.route.metadata.clone();
-                self.route = Some(route);
+                self.route = Some(Rc::new(route));
                 Ok(())
             }
             RouteOutcome::TlsRedirect(location) => {

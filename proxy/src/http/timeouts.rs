@@ -94,7 +94,7 @@ pub fn tell(headers: &mut HeaderMap, timeouts: &Timeouts, policy: &TimeoutPolicy
     }
     let milliseconds = expected.as_millis() as u64;
     if !policy.suppress_envoy_headers {
-        headers.insert(ENVOY_EXPECTED_RQ_TIMEOUT_MS, milliseconds.into());
+        headers.insert(ENVOY_EXPECTED_RQ_TIMEOUT_MS, number(milliseconds));
     }
     if is_grpc && !policy.has_max_stream_duration && policy.max_grpc_timeout.is_some() {
         grpc::set_timeout(headers, expected);

@@ -6,6 +6,7 @@
 use crate::base::{Address, ConnectionInfo, ResponseFlag, ResponseFlags, clock};
 use bytes::Bytes;
 use foldhash::HashMap;
+use smallvec::SmallVec;
 use std::{
     borrow::Cow,
     rc::Rc,
@@ -114,7 +115,7 @@ pub struct UpstreamInfo {
     /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub transport_failure: Option<Cow<'static, str>>,
     /// `%UPSTREAM_HOSTS_ATTEMPTED%` and its kin.
-    pub attempted: Vec<Address>,
+    pub attempted: SmallVec<[Address; 1]>,
 }
 
 impl StreamInfo {
