@@ -20,6 +20,18 @@ elif ! cmp -s scripts/requirements.txt "$stamp"; then
     fi
 fi
 
+# The conformance test of HTTP/2.
+h2spec=github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
+if [ -x "$venv/bin/h2spec" ]; then
+    :
+elif ! command -v go >/dev/null; then
+    echo "tools: no go: h2spec will be skipped"
+else
+    echo "tools: building h2spec"
+    GOBIN=$(cd "$venv" 2>/dev/null && pwd)/bin go install "$h2spec" 2>/dev/null ||
+        echo "tools: h2spec could not be built: its test will be skipped"
+fi
+
 # Tests of original destinations redirect connections in network namespaces of their own.
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v iptables && command -v ip; } >/dev/null 2>&1; then
     echo "tools: installing iptables and iproute2"

@@ -54,6 +54,15 @@ pub fn python() -> Option<PathBuf> {
     None
 }
 
+/// The conformance test of HTTP/2.
+pub fn h2spec() -> Option<PathBuf> {
+    let found = Some(venv().join("bin/h2spec")).filter(|path| path.is_file());
+    if found.is_none() {
+        skipped("there is no h2spec (make tools)");
+    }
+    found
+}
+
 /// Says that a test cannot run here, past the test runner, which keeps to itself what tests print.
 pub fn skipped(why: &str) {
     let test = std::thread::current();
