@@ -11,7 +11,7 @@ mod transport_socket;
 pub use breakers::{CircuitBreakers, RetryBudget, Thresholds};
 pub use discovery::{Discovery, Eds, OriginalDst};
 pub use dns::{Dns, DnsLookupFamily};
-pub use transport_socket::{ProxyProtocol, ProxyProtocolVersion, TransportSocket, TransportSocketMatch};
+pub use transport_socket::{PassTlvs, ProxyProtocol, ProxyProtocolVersion, TransportSocket, TransportSocketMatch};
 
 use crate::{
     Context,

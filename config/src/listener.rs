@@ -3,7 +3,7 @@
 use crate::{
     Address, Context,
     access_log::AccessLog,
-    address::{CidrRange, Protocol, SocketOption, TcpKeepalive},
+    address::{CidrRange, EnvoyInternalAddress, Protocol, SocketOption, TcpKeepalive},
     http_connection_manager::FilterConfig,
     metadata::{self, Metadata},
 };
@@ -53,6 +53,8 @@ pub struct Listener {
     pub use_proxy_proto: bool,
     /// The limit for connections of all listeners together does not hold here.
     pub ignore_global_limit: bool,
+    /// Connections come from clusters of this very process.
+    pub is_internal: bool,
 }
 
 pub use core::TrafficDirection;
@@ -171,7 +173,7 @@ impl Listener {
             per_connection_buffer_high_watermark_timeout.is_some(),
         );
         cx.unsupported_if("udp_listener_config", udp_listener_config.is_some());
-        cx.unsupported_if("internal_listener", listener_specifier.is_some());
+        let is_internal = listener_specifier.is_some();
         // The kernel balances over REUSEPORT sockets; what asks for another way gets the same service.
         cx.ignored_if("connection_balance_config", connection_balance_config.is_some());
         cx.ignored_if("bypass_overload_manager", bypass_overload_manager);
@@ -185,6 +187,14 @@ impl Listener {
                     tcp_keepalive: None,
                 }))
             }
+            None if is_internal => addresses.push(ListenerAddress {
+                address: Address::Internal(EnvoyInternalAddress {
+                    server_listener_name: name.clone(),
+                    endpoint_id: String::new(),
+                }),
+                socket_options: None,
+                tcp_keepalive: None,
+            }),
             None if is_api_listener => {}
             None => cx.problem_at("address", "is required"),
         }
@@ -217,6 +227,7 @@ impl Listener {
                     cx.problem_at("enable_mptcp", "can only be used with IP addresses");
                 }
                 Address::Pipe(_) => {}
+                Address::Internal(_) if is_internal && i == 0 => {}
                 Address::Internal(_) => cx.problem_at(&field, "found an internal address, which cannot be listened on"),
             }
         }
@@ -259,11 +270,12 @@ impl Listener {
             access_log: cx.elements("access_log", access_log, |cx, p| AccessLog::from_proto(p, cx)),
             tcp_backlog_size: tcp_backlog_size.map_or(128, |n| i32::try_from(n).unwrap_or(i32::MAX)),
             max_connections_to_accept_per_socket_event,
-            bind_to_port: bind_to_port.or(deprecated_bind).unwrap_or(true) && !is_api_listener,
+            bind_to_port: bind_to_port.or(deprecated_bind).unwrap_or(true) && !is_api_listener && !is_internal,
             tcp_keepalive: tcp_keepalive.map(TcpKeepalive::from_proto),
             enable_mptcp,
             use_proxy_proto,
             ignore_global_limit: ignore_global_conn_limit,
+            is_internal,
         })
     }
 

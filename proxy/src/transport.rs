@@ -1,5 +1,7 @@
 //! How bytes get on and off a connection: sockets, raw, TLS, PROXY protocol.
 
+pub mod internal;
 pub mod io;
 
+pub use internal::Internals;
 pub use io::{Io, Meter};

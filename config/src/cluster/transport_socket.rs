@@ -24,7 +24,39 @@ pub struct ProxyProtocol {
     pub version: ProxyProtocolVersion,
     /// Written after the addresses, in v2 only: (type, value).
     pub added_tlvs: Vec<(u8, Vec<u8>)>,
+    /// Of those that the client's own header had.
+    pub passed_tlvs: PassTlvs,
     pub inner: Box<TransportSocket>,
+}
+
+/// Which TLVs of a PROXY header are passed on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PassTlvs {
+    #[default]
+    None,
+    All,
+    These(Vec<u8>),
+}
+
+impl PassTlvs {
+    /// Reads the rule in field `field`.
+    pub fn from_proto(field: &str, p: Option<core::ProxyProtocolPassThroughTlVs>, cx: &mut Context) -> Self {
+        use core::proxy_protocol_pass_through_tl_vs::PassTlVsMatchType as Match;
+        let Some(core::ProxyProtocolPassThroughTlVs { match_type, tlv_type }) = p else { return Self::None };
+        match cx.field(field, |cx| cx.enumeration("match_type", match_type)) {
+            Match::IncludeAll => Self::All,
+            Match::Include => Self::These(tlv_type.into_iter().filter_map(|kind| u8::try_from(kind).ok()).collect()),
+        }
+    }
+
+    /// True if a TLV of this type is passed on.
+    pub fn takes(&self, kind: u8) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::These(kinds) => kinds.contains(&kind),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +121,7 @@ impl ProxyProtocol {
         let core::ProxyProtocolConfig { version, pass_through_tlvs, added_tlvs } = config.unwrap_or_default();
         let transport_socket = cx.required("transport_socket", transport_socket)?;
         let inner = TransportSocket::from_proto("transport_socket", transport_socket, cx)?;
-        cx.unsupported_if("config.pass_through_tlvs", pass_through_tlvs.is_some());
+        let passed_tlvs = PassTlvs::from_proto("config.pass_through_tlvs", pass_through_tlvs, cx);
         let version = match cx.enumeration("config.version", version) {
             Version::V1 => ProxyProtocolVersion::V1,
             Version::V2 => ProxyProtocolVersion::V2,
@@ -103,7 +135,7 @@ impl ProxyProtocol {
             };
             Some((kind, value))
         });
-        Some(Self { version, added_tlvs, inner: Box::new(inner) })
+        Some(Self { version, added_tlvs, passed_tlvs, inner: Box::new(inner) })
     }
 }
 

@@ -31,6 +31,8 @@ pub struct ConnectionInfo {
     pub remote: Address,
     /// The peer of the socket.
     pub direct_remote: Address,
+    /// TLVs of its PROXY header that are passed on.
+    pub tlvs: Vec<(u8, Vec<u8>)>,
     /// `raw_buffer` or `tls`, as detected or used.
     pub transport_protocol: &'static str,
     /// SNI, if any.
@@ -55,6 +57,7 @@ impl ConnectionInfo {
             local,
             direct_remote: remote.clone(),
             remote,
+            tlvs: Vec::new(),
             transport_protocol: "raw_buffer",
             requested_server_name: None,
             application_protocols: Vec::new(),

@@ -42,6 +42,7 @@ impl Listeners {
         for name in gone {
             if let Some(active) = self.active.borrow_mut().remove(&name) {
                 active.end(self.drain_time, false);
+                self.thread.upstreams.internals().close(&name);
             }
         }
         for listener in listeners {
@@ -62,6 +63,17 @@ impl Listeners {
 
     fn start(self: &Rc<Self>, listener: &Arc<Listener>) {
         let active = Active::new(listener, &self.thread);
+        if listener.config.is_internal {
+            let (listeners, of) = (Rc::downgrade(self), Rc::downgrade(&active));
+            let accept = move |io: Io, local: Address, remote: Address| {
+                if let (Some(listeners), Some(active)) = (listeners.upgrade(), of.upgrade())
+                    && !active.is_stopped()
+                {
+                    connection::begin(&listeners, &active, io, local, remote);
+                }
+            };
+            self.thread.upstreams.internals().listen(&listener.config.name, Rc::new(accept));
+        }
         match listener.sockets.of_worker(self.thread.index) {
             Ok(sockets) => {
                 for (address, socket) in sockets {

@@ -141,7 +141,7 @@ fn stat_name(config: &Config) -> String {
         }
         Some(ConfigAddress::Socket(socket)) => format!("{}:{}", socket.host, socket.port),
         Some(ConfigAddress::Pipe(pipe)) => pipe.path.clone(),
-        Some(ConfigAddress::Internal(internal)) => internal.server_listener_name.clone(),
+        Some(ConfigAddress::Internal(internal)) => format!("envoy_internal_{}", internal.server_listener_name),
         None => config.name.clone(),
     };
     name.replace(':', "_")

@@ -21,6 +21,7 @@ use std::{rc::Rc, sync::Arc};
 use tokio::io::AsyncReadExt;
 use weft_config::{
     Context,
+    cluster::PassTlvs,
     listener::{Listener, ListenerFilter as Config, Predicate},
 };
 use weft_control_api::envoy::extensions::filters::listener::{
@@ -59,6 +60,7 @@ pub struct ProxyProtocol {
     disallow_v1: bool,
     disallow_v2: bool,
     stat_prefix: String,
+    passed_tlvs: PassTlvs,
     /// TLV type, metadata namespace, key.
     rules: Vec<(u8, String, String)>,
 }
@@ -113,13 +115,13 @@ impl ListenerFilter {
                     tlv_location,
                 } = cx.unpack("typed_config", any)?;
                 cx.field("typed_config", |cx| {
-                    cx.unsupported_if("pass_through_tlvs", pass_through_tlvs.is_some());
                     cx.unsupported_if("tlv_location", tlv_location != 0);
                     Some(Kind::ProxyProtocol(ProxyProtocol {
                         allow_without: allow_requests_without_proxy_protocol,
                         disallow_v1: disallowed_versions.contains(&0),
                         disallow_v2: disallowed_versions.contains(&1),
                         stat_prefix,
+                        passed_tlvs: PassTlvs::from_proto("pass_through_tlvs", pass_through_tlvs, cx),
                         rules: cx.elements("rules", rules, |cx, p| {
                             let proxy_protocol::proxy_protocol::Rule { tlv_type, on_tlv_present } = p;
                             let proxy_protocol::proxy_protocol::KeyValuePair {
@@ -434,6 +436,8 @@ async fn proxy_protocol(accepted: &mut Accepted, options: &ProxyProtocol, stats:
             accepted.metadata.push((namespace.clone(), key.clone(), value.clone()));
         }
     }
+    accepted.info.tlvs = header.tlvs;
+    accepted.info.tlvs.retain(|(kind, _)| options.passed_tlvs.takes(*kind));
     Ok(())
 }
 

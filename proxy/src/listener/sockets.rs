@@ -88,7 +88,10 @@ impl Sockets {
         let addresses = config.addresses.iter().filter_map(|a| match &a.address {
             ConfigAddress::Socket(socket) => socket.ip().map(Address::Ip),
             ConfigAddress::Pipe(pipe) => Some(Address::Unix(pipe.path.as_str().into())),
-            ConfigAddress::Internal(_) => None,
+            ConfigAddress::Internal(internal) => Some(Address::Internal {
+                listener: internal.server_listener_name.as_str().into(),
+                endpoint_id: "".into(),
+            }),
         });
         Self { addresses: addresses.collect(), sockets: Mutex::default(), backlog: 0, options: Vec::new() }
     }

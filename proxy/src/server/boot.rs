@@ -153,7 +153,9 @@ pub fn store(options: &Options, boot: &Boot, workers: usize, writer: LogWriter) 
     let runtime = Arc::new(RuntimeSnapshot::new(layers));
     let check =
         CheckOptions { reject_unknown: options.config.reject_unknown_dynamic_fields, ..CheckOptions::default() };
-    Store::new(workers, writer, runtime, boot.bootstrap.cluster_manager.upstream_bind.clone(), check)
+    let mut store = Store::new(workers, writer, runtime, boot.bootstrap.cluster_manager.upstream_bind.clone(), check);
+    store.allows_internal_listeners = boot.bootstrap.internal_listener.is_some();
+    store
 }
 
 /// Puts the static resources into the store.

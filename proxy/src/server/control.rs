@@ -267,6 +267,7 @@ impl Control {
             }),
             drain_time: self.options.drain_time(),
             drain_pace: self.options.drain_pace(),
+            internal_buffer: self.boot.bootstrap.internal_listener.map_or(0, |p| p.buffer_size as usize),
             global_limit: GlobalLimit::new(self.boot.bootstrap.overload.max_downstream_connections),
         };
         self.store.borrow_mut().serve();

@@ -42,6 +42,8 @@ pub struct WorkerOptions {
     pub local: Arc<LocalInfo>,
     pub drain_time: Duration,
     pub drain_pace: Pace,
+    /// Bytes that a connection to an internal listener holds in each direction.
+    pub internal_buffer: usize,
     /// For the downstream connections of all workers together.
     pub global_limit: Arc<GlobalLimit>,
 }
@@ -77,6 +79,7 @@ impl Worker {
 
 async fn run(index: usize, options: WorkerOptions, snapshot: Arc<Snapshot>, mut messages: UnboundedReceiver<Message>) {
     let upstreams = Upstreams::new(options.registry.clone(), false);
+    upstreams.internals().set_buffer(options.internal_buffer);
     let thread = Thread::new(
         index,
         upstreams,

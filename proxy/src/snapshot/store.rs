@@ -80,6 +80,8 @@ pub struct Store {
     log_writer: LogWriter,
     bind: Option<Arc<config::address::BindConfig>>,
     check_options: CheckOptions,
+    /// The bootstrap allows internal listeners.
+    pub allows_internal_listeners: bool,
 }
 
 impl Store {
@@ -111,6 +113,7 @@ impl Store {
             log_writer,
             bind: bind.map(Arc::new),
             check_options,
+            allows_internal_listeners: false,
         }
     }
 
@@ -240,6 +243,12 @@ impl Store {
         };
         if config.name.is_empty() {
             config.name = request_id::uuid().to_str().unwrap_or_default().to_owned();
+        }
+        if config.is_internal && !self.allows_internal_listeners {
+            finished.problem_at(
+                "internal_listener",
+                "needs the bootstrap extension envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+            );
         }
         let active = self.listeners.iter().find(|(name, _)| *name == config.name).map(|(_, entry)| entry);
         let before = self.warming_listeners.get(&config.name).or(active);

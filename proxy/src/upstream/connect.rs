@@ -8,7 +8,7 @@ mod socket;
 use super::host::Host;
 use crate::{
     base::{Address, ConnectionInfo, ResetReason},
-    transport::Io,
+    transport::{Internals, Io, internal},
 };
 use std::{borrow::Cow, future::Future, io, pin::Pin, rc::Rc, sync::Arc};
 use tokio::{io::AsyncWriteExt, net::UnixStream};
@@ -31,6 +31,8 @@ pub struct Connected {
     pub io: Io,
     pub local: Option<Address>,
     pub remote: Option<Address>,
+    /// Bytes that were sent ahead of all others.
+    pub sent: usize,
 }
 
 /// A connection that could not be made.
@@ -50,34 +52,35 @@ pub trait Connect {
     fn connect(&self, target: Target) -> Connecting;
 }
 
-/// Connects by sockets.
-pub struct Sockets;
+/// Connects by sockets, and to internal listeners.
+pub struct Sockets(pub Rc<Internals>);
 
 impl Connect for Sockets {
     fn connect(&self, target: Target) -> Connecting {
-        Box::pin(connect(target))
+        Box::pin(connect(target, self.0.clone()))
     }
 }
 
-async fn connect(target: Target) -> Result<Connected, ConnectError> {
-    let mut result = one(&target, &target.host.address).await;
+async fn connect(target: Target, internals: Rc<Internals>) -> Result<Connected, ConnectError> {
+    let mut result = one(&target, &target.host.address, &internals).await;
     for address in &target.host.additional_addresses {
         if result.is_ok() {
             break;
         }
-        result = one(&target, address).await;
+        result = one(&target, address, &internals).await;
     }
     let mut connected = result?;
     let mut transport = &*target.host.transport_socket;
     while let TransportSocket::ProxyProtocol(proxy) = transport {
         let header = proxy_protocol::header(proxy, target.downstream.as_deref());
         connected.io.write_all(&header).await.map_err(|e| delayed(&e))?;
+        connected.sent += header.len();
         transport = &proxy.inner;
     }
     Ok(connected)
 }
 
-async fn one(target: &Target, address: &Address) -> Result<Connected, ConnectError> {
+async fn one(target: &Target, address: &Address, internals: &Internals) -> Result<Connected, ConnectError> {
     match address {
         Address::Ip(address) => {
             let stream = socket::connect(*address, target.bind.as_deref(), target.keepalive).await?;
@@ -85,19 +88,19 @@ async fn one(target: &Target, address: &Address) -> Result<Connected, ConnectErr
                 local: stream.local_addr().ok().map(Address::from),
                 remote: Some(Address::from(*address)),
                 io: Io::Tcp(stream),
+                sent: 0,
             })
         }
         Address::Unix(path) => {
             // tokio takes a leading NUL for the abstract namespace.
             let name = path.strip_prefix('@').map_or_else(|| path.to_string(), |name| format!("\0{name}"));
             let stream = UnixStream::connect(name).await.map_err(|e| immediate(&e, path))?;
-            Ok(Connected { local: None, remote: Some(address.clone()), io: Io::Unix(stream) })
+            Ok(Connected { local: None, remote: Some(address.clone()), io: Io::Unix(stream), sent: 0 })
         }
-        Address::Internal { .. } => Err(ConnectError {
-            reason: ResetReason::LocalConnectionFailure,
-            details: "internal listeners cannot be connected to".into(),
-            bind: false,
-        }),
+        Address::Internal { .. } => match internals.connect(address) {
+            Some(io) => Ok(Connected { local: Some(internal::client()), remote: Some(address.clone()), io, sent: 0 }),
+            None => Err(immediate(&io::Error::from_raw_os_error(libc::EINVAL), address)),
+        },
     }
 }
 

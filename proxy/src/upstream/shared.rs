@@ -126,6 +126,7 @@ impl Shared {
         match tokio::time::timeout(config.connect_timeout, connecting).await {
             Ok(Ok(connected)) => {
                 tally.connected();
+                self.sent(connected.sent);
                 Ok(connected)
             }
             Ok(Err(ConnectError { reason, details, bind })) => {

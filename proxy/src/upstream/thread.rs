@@ -22,7 +22,7 @@ use crate::{
         stats::Registry,
         stream_info::{Metadata, StreamInfo},
     },
-    transport::Io,
+    transport::{Internals, Io},
 };
 use foldhash::{HashMap, HashSet};
 use http::HeaderMap;
@@ -44,18 +44,29 @@ pub struct Upstreams {
     context: Rc<Context>,
     clusters: RefCell<Vec<Option<Rc<ThreadCluster>>>>,
     names: RefCell<Arc<Names>>,
+    internals: Rc<Internals>,
 }
 
 impl Upstreams {
     /// `is_control`: for the control thread, which shows the stats of clusters that were not used yet.
     pub fn new(registry: Registry, is_control: bool) -> Rc<Self> {
-        Self::with_connector(registry, is_control, Rc::new(Sockets))
+        let internals = Rc::<Internals>::default();
+        Self::build(registry, is_control, Rc::new(Sockets(internals.clone())), internals)
+    }
+
+    /// The internal listeners that clusters of this thread connect to.
+    pub fn internals(&self) -> &Rc<Internals> {
+        &self.internals
     }
 
     /// The same with another way to make connections.
     pub fn with_connector(registry: Registry, is_control: bool, connector: Rc<dyn Connect>) -> Rc<Self> {
+        Self::build(registry, is_control, connector, Rc::default())
+    }
+
+    fn build(registry: Registry, is_control: bool, connector: Rc<dyn Connect>, internals: Rc<Internals>) -> Rc<Self> {
         let context = Rc::new(Context { registry, connector, is_control });
-        Rc::new(Self { context, clusters: RefCell::default(), names: RefCell::default() })
+        Rc::new(Self { context, clusters: RefCell::default(), names: RefCell::default(), internals })
     }
 
     /// Takes over a snapshot's clusters: keeps what stayed, drains what went.

@@ -37,7 +37,10 @@ pub(super) fn header(config: &ProxyProtocol, downstream: Option<&ConnectionInfo>
                 }
                 None => (0x20, 0x00),
             };
-            for (kind, value) in config.added_tlvs.iter().filter(|_| addresses.is_some()) {
+            let is_added = |kind: u8| config.added_tlvs.iter().any(|(added, _)| *added == kind);
+            let passed = downstream.map(|connection| &connection.tlvs[..]).unwrap_or_default().iter();
+            let passed = passed.filter(|(kind, _)| config.passed_tlvs.takes(*kind) && !is_added(*kind));
+            for (kind, value) in config.added_tlvs.iter().chain(passed).filter(|_| addresses.is_some()) {
                 let length = u16::try_from(value.len()).unwrap_or(u16::MAX);
                 block.push(*kind);
                 block.extend(length.to_be_bytes());
@@ -57,16 +60,20 @@ pub(super) fn header(config: &ProxyProtocol, downstream: Option<&ConnectionInfo>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_config::cluster::TransportSocket;
+    use weft_config::cluster::{PassTlvs, TransportSocket};
 
     fn written(version: ProxyProtocolVersion, addresses: Option<(&str, &str)>) -> Vec<u8> {
         let config = ProxyProtocol {
             version,
             added_tlvs: vec![(0xe0, b"x".to_vec())],
+            passed_tlvs: PassTlvs::These(vec![2, 0xe0]),
             inner: Box::new(TransportSocket::RawBuffer),
         };
         let address = |a: &str| Address::Ip(a.parse().unwrap());
-        let connection = addresses.map(|(from, to)| ConnectionInfo::accepted(1, address(to), address(from)));
+        let connection = addresses.map(|(from, to)| ConnectionInfo {
+            tlvs: vec![(2, b"host".to_vec()), (3, b"no".to_vec()), (0xe0, b"no".to_vec())],
+            ..ConnectionInfo::accepted(1, address(to), address(from))
+        });
         header(&config, connection.as_ref())
     }
 
@@ -83,7 +90,8 @@ mod tests {
     fn v2() {
         use ProxyProtocolVersion::V2;
         let header = written(V2, Some(("1.2.3.4:5", "6.7.8.9:10")));
-        assert_eq!(header[12..], [0x21, 0x11, 0, 16, 1, 2, 3, 4, 6, 7, 8, 9, 0, 5, 0, 10, 0xe0, 0, 1, b'x']);
+        assert_eq!(header[12..32], [0x21, 0x11, 0, 23, 1, 2, 3, 4, 6, 7, 8, 9, 0, 5, 0, 10, 0xe0, 0, 1, b'x']);
+        assert_eq!(header[32..], *b"\x02\0\x04host");
         assert_eq!(written(V2, None)[12..], [0x20, 0, 0, 0]);
     }
 }

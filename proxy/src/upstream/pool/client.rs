@@ -44,7 +44,7 @@ type Driver = Pin<Box<dyn Future<Output = ()>>>;
 impl Client {
     /// Speaks HTTP on a new connection until it ends.
     pub async fn run(pool: Rc<Pool>, connected: Connected, tally: Tally) {
-        let Connected { io, local, remote } = connected;
+        let Connected { io, local, remote, sent: _ } = connected;
         let io = io.metered(pool.shared().clone());
         let name = match pool.key.protocol {
             Protocol::Http1 => "HTTP/1.1",

@@ -49,7 +49,7 @@ impl Connect for Rc<Fake> {
                     let (near, far) = tokio::io::duplex(1 << 16);
                     fake.ends.borrow_mut().push_back(far);
                     fake.made.set(fake.made.get() + 1);
-                    Ok(Connected { io: Io::Boxed(Box::new(near)), local: None, remote: None })
+                    Ok(Connected { io: Io::Boxed(Box::new(near)), local: None, remote: None, sent: 0 })
                 }
                 Then::Hang => std::future::pending().await,
                 Then::Refuse => Err(ConnectError {
