@@ -387,6 +387,11 @@ fn failed(stream: &mut Stream, cluster: &Rc<ThreadCluster>, error: &StreamError)
         stream.client_gone(error);
         return Answer::Done;
     }
+    match error.reason {
+        ResetReason::ProtocolError => cluster.stats().upstream_cx_protocol_error.inc(),
+        ResetReason::RemoteReset | ResetReason::RemoteRefusedStreamReset => cluster.stats().upstream_rq_rx_reset.inc(),
+        _ => {}
+    }
     stream.info.set_flag(error.reason.upstream_flag());
     if !error.details.is_empty() {
         stream.info.upstream.transport_failure = Some(error.details.clone());

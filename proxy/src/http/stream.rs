@@ -54,6 +54,8 @@ pub struct Stream {
     /// The client is told by the response that its connection will close.
     pub response_started: bool,
     is_tunnel: bool,
+    /// Counted as one, whatever the upstream says to it.
+    is_upgrade: bool,
 }
 
 /// How far a response comes from.
@@ -166,6 +168,7 @@ impl Stream {
             no_route: None,
             response_started: false,
             is_tunnel: false,
+            is_upgrade: false,
             connection,
         })
     }
@@ -323,6 +326,9 @@ impl Stream {
             self.route.as_ref().and_then(|route| route.route.action.forward()).and_then(|action| action.upgrade(&kind));
         if route.unwrap_or_else(|| self.connection.manager.allows_upgrade(&kind)) {
             self.is_tunnel = true;
+            self.is_upgrade = true;
+            self.connection.stats.downstream_cx_upgrades_total.inc();
+            self.connection.stats.downstream_cx_upgrades_active.inc();
             return Ok(());
         }
         // What follows on this connection may be meant for the tunnel: it must not be read as a request.
@@ -686,6 +692,9 @@ impl Drop for Stream {
             filter.on_end(self);
         }
         let connection = self.connection.clone();
+        if self.is_upgrade {
+            connection.stats.downstream_cx_upgrades_active.dec();
+        }
         let facts = self.facts(self.response.as_ref());
         connection.manager.access_logs.log(&facts, &connection.thread.runtime());
         connection.keep_timer(std::mem::take(&mut self.deadlines).into_timer());

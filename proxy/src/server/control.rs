@@ -297,6 +297,7 @@ impl Control {
         self.stats.listeners.listener_added.add(listeners);
         self.stats.listeners.listener_create_success.add(listeners * self.concurrency as u64);
         self.stats.clusters.cluster_added.add(store.all_clusters().count() as u64);
+        store.unknown_fields.set(0);
         // Once for the whole bootstrap, however many there are.
         self.stats.server.static_unknown_fields.add(u64::from(!self.boot.loaded.unknown.is_empty()));
     }

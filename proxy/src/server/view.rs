@@ -7,7 +7,10 @@ use crate::{
         ServerView, State, StatsSettings, UnreadyTargets, UpdateFailure, VersionedResources,
     },
     base::RuntimeSnapshot,
-    observe::{memory::Memory, stats::Registry},
+    observe::{
+        memory::Memory,
+        stats::{Registry, StatRef},
+    },
     snapshot::{Entry, Origin},
     upstream::Cluster,
 };
@@ -45,6 +48,18 @@ impl ServerView for Control {
             self.registry.flush();
         }
         let stats = &self.stats.server;
+        let mut connections = 0;
+        self.registry.visit(&mut |name, stat| {
+            if let StatRef::Gauge(active) = stat
+                && name.starts_with("listener.")
+                && name.ends_with(".downstream_cx_active")
+                && !name.contains(".worker_")
+                && !name.starts_with("listener.admin.")
+            {
+                connections += active.get();
+            }
+        });
+        stats.total_connections.set(connections);
         let memory = Memory::read();
         stats.uptime.set(self.start.elapsed().as_secs());
         stats.memory_allocated.set(memory.allocated);

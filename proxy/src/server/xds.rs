@@ -305,6 +305,7 @@ fn apply(control: &Rc<Control>, update: &Update) -> Vec<Refused> {
             stats.version_text.set(&update.version);
         }
     }
+    control.stats.server.dynamic_unknown_fields.add(control.store.borrow().unknown_fields.take());
     control.count_changes(kind, added, modified, update.removed.len() as u64);
     refused
 }

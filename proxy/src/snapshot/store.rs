@@ -14,6 +14,7 @@ use crate::{
     upstream::{Cluster, ClusterInfo, ClusterTable, Names},
 };
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::SystemTime,
@@ -73,6 +74,8 @@ pub struct Store {
     is_serving: bool,
     /// Listeners whose filter chains alone were changed, since the last time that they were counted.
     pub in_place_updates: u64,
+    /// Fields that the schema does not know, in resources since the last time that they were counted.
+    pub unknown_fields: Cell<u64>,
     /// What was waited for long enough.
     timed_out: BTreeSet<(ResourceType, String)>,
     pub runtime: Arc<RuntimeSnapshot>,
@@ -108,6 +111,7 @@ impl Store {
             timed_out: BTreeSet::new(),
             is_serving: false,
             in_place_updates: 0,
+            unknown_fields: Cell::new(0),
             runtime,
             workers,
             log_writer,
@@ -482,6 +486,7 @@ impl Store {
     /// Checks a resource against the schema and decodes it.
     pub fn read<M: Message + Name + Default>(&self, bytes: &[u8]) -> Result<(M, Context), Vec<Problem>> {
         let checked = check(&M::full_name(), bytes, self.check_options);
+        self.unknown_fields.set(self.unknown_fields.get() + checked.unknown.len() as u64);
         let proto = M::decode(bytes).map_err(|e| {
             let mut problems = checked.problems.clone();
             add_later(&mut problems, [Problem::new("", format!("found bytes that are no {}: {e}", M::full_name()))]);
