@@ -1,0 +1,199 @@
+//! TCP through Weft and through Envoy: the same bytes, ends, log lines and stats.
+
+use std::{
+    fmt::Debug,
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+use weft_tests::{Client, Kind, Proxy, free_port, tools, until, yaml};
+
+/// A listener whose only network filter is the TCP proxy to cluster `t`; `fields` go into the filter.
+fn tcp_listener(port: u16, fields: &str, listener_fields: &str) -> String {
+    format!(
+        "{{name: l, stat_prefix: l, {listener_fields} address: {{socket_address: {{address: 127.0.0.1, port_value: \
+         {port}}}}}, filter_chains: [{{filters: [{{name: tcp, typed_config: {{\"@type\": type.googleapis.com/envoy.\
+         extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: t, {fields} access_log: [{LOG}]}}}}]}}]}}"
+    )
+}
+
+const LOG: &str = "{name: stderr, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.access_loggers.stream.\
+                   v3.StderrAccessLog, log_format: {text_format_source: {inline_string: \"LOG %RESPONSE_FLAGS% \
+                   %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_CLUSTER% %UPSTREAM_REQUEST_ATTEMPT_COUNT% \
+                   %UPSTREAM_TRANSPORT_FAILURE_REASON% %ACCESS_LOG_TYPE%\\n\"}}}}";
+
+/// [`weft_tests::differential`] with logs that are written at once.
+fn differential<T: PartialEq + Debug>(config: impl Fn() -> String, observe: impl Fn(&Proxy) -> T) {
+    let Some(envoy) = tools::envoy() else { return };
+    let observed = [Kind::Weft, Kind::Envoy(envoy)].map(|kind| {
+        let proxy = Proxy::begin(&kind, &config(), &["--file-flush-interval-msec", "20"]);
+        until("the proxy to be ready", || (proxy.page("/ready").trim() == "LIVE").then_some(()));
+        observe(&proxy)
+    });
+    assert_eq!(observed[0], observed[1], "left: Weft, right: Envoy");
+}
+
+/// The lines that the proxy's access log has so far; waits for as many as `count`.
+fn log_lines(proxy: &Proxy, count: usize) -> Vec<String> {
+    until("the log", || {
+        let log = proxy.log();
+        let lines: Vec<_> = log.lines().filter(|line| line.starts_with("LOG ")).map(str::to_owned).collect();
+        (lines.len() >= count).then_some(lines)
+    })
+}
+
+/// A server of which each connection is one call on a thread of its own.
+fn server(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let serve = serve.clone();
+            thread::spawn(move || serve(stream));
+        }
+    });
+    port
+}
+
+fn echo(mut stream: TcpStream) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..n]).is_err() {
+            return;
+        }
+    }
+}
+
+/// What comes until the end, and whether that was a reset.
+fn rest(stream: &mut TcpStream) -> (Vec<u8>, bool) {
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    let mut bytes = Vec::new();
+    let reset = stream.read_to_end(&mut bytes).is_err();
+    (bytes, reset)
+}
+
+#[test]
+fn either_side_may_end_its_half_first() {
+    let client_first = server(|mut stream| {
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all);
+        let _ = write!(stream, "{} bytes", all.len());
+    });
+    let server_first = server(|mut stream| {
+        let _ = stream.write_all(b"hello");
+        let _ = stream.shutdown(Shutdown::Write);
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all);
+    });
+    for (upstream, speaks) in [(client_first, false), (server_first, true)] {
+        let port = free_port();
+        let config = || yaml::bootstrap(&[tcp_listener(port, "", "")], &[yaml::cluster("t", upstream)]);
+        differential(config, |proxy| {
+            let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+            let early = if speaks { rest(&mut client) } else { Default::default() };
+            client.write_all(&[7; 3000]).expect("it reads");
+            client.shutdown(Shutdown::Write).expect("half of it");
+            let late = rest(&mut client);
+            proxy.wait_for_stat("cluster.t.upstream_cx_active", 0);
+            let by =
+                ["local", "remote"].map(|by| proxy.stat(&format!("cluster.t.upstream_cx_destroy_{by}_with_active_rq")));
+            (early, late, log_lines(proxy, 1), by, proxy.stat("tcp.t.downstream_cx_rx_bytes_total"))
+        });
+    }
+}
+
+#[test]
+fn a_reset_goes_through() {
+    let upstream = server(|mut stream| {
+        let mut one = [0];
+        let _ = stream.read(&mut one);
+        // Unread bytes make the close a reset.
+    });
+    let port = free_port();
+    let config = || yaml::bootstrap(&[tcp_listener(port, "", "")], &[yaml::cluster("t", upstream)]);
+    differential(config, |proxy| {
+        let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        client.write_all(b"hello").expect("it reads");
+        (rest(&mut client), log_lines(proxy, 1))
+    });
+}
+
+#[test]
+fn a_refused_connection_is_tried_as_often_as_configured() {
+    let (port, nobody) = (free_port(), free_port());
+    let config =
+        || yaml::bootstrap(&[tcp_listener(port, "max_connect_attempts: 3,", "")], &[yaml::cluster("t", nobody)]);
+    differential(config, |proxy| {
+        let closed = Client::connect(("127.0.0.1", port)).expect("it listens").is_closed();
+        let stats = ["upstream_cx_connect_fail", "upstream_cx_connect_attempts_exceeded", "upstream_cx_total"];
+        (closed, log_lines(proxy, 1), stats.map(|name| proxy.stat(&format!("cluster.t.{name}"))))
+    });
+}
+
+#[test]
+fn idle_and_long_connections_end() {
+    let upstream = server(echo);
+    for fields in ["idle_timeout: 0.3s,", "max_downstream_connection_duration: 0.3s,"] {
+        let port = free_port();
+        let config = || yaml::bootstrap(&[tcp_listener(port, fields, "")], &[yaml::cluster("t", upstream)]);
+        differential(config, |proxy| {
+            let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+            client.write_all(b"x").expect("it reads");
+            let stats = ["idle_timeout", "max_downstream_connection_duration"];
+            (rest(&mut client), log_lines(proxy, 1), stats.map(|name| proxy.stat(&format!("tcp.t.{name}"))))
+        });
+    }
+}
+
+#[test]
+fn a_tunnel_over_connect_carries_the_bytes() {
+    let upstream = server(|mut stream| {
+        let mut head = Vec::new();
+        let mut one = [0];
+        while !head.ends_with(b"\r\n\r\n") && stream.read_exact(&mut one).is_ok() {
+            head.push(one[0]);
+        }
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+        let _ = stream.write_all(&head);
+        echo(stream);
+    });
+    let port = free_port();
+    let fields = "tunneling_config: {hostname: \"a.test:1\", headers_to_add: [{header: {key: x-a, value: \
+                  \"%UPSTREAM_CLUSTER%\"}}]},";
+    let config = || yaml::bootstrap(&[tcp_listener(port, fields, "")], &[yaml::cluster("t", upstream)]);
+    differential(config, |_| {
+        let mut client = Client::connect(("127.0.0.1", port)).expect("it listens");
+        client.send("hello");
+        let expected = "CONNECT a.test:1 HTTP/1.1\r\nhost: a.test:1\r\nx-a: t\r\n\r\nhello";
+        client.exactly(expected.len()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    });
+}
+
+/// Resident memory of a process, in KiB.
+fn resident(id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("its memory");
+    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
+}
+
+/// The sender offers a gigabyte; what the reader does not take must not be held by the proxy.
+#[test]
+fn a_slow_reader_costs_no_more_than_the_buffers() {
+    let upstream = server(|stream| {
+        thread::sleep(Duration::from_secs(60));
+        drop(stream);
+    });
+    let port = free_port();
+    let listener = tcp_listener(port, "", "per_connection_buffer_limit_bytes: 32768,");
+    let proxy = Proxy::start(&Kind::Weft, &yaml::bootstrap(&[listener], &[yaml::cluster("t", upstream)]));
+    let before = resident(proxy.id());
+    let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    client.set_write_timeout(Some(Duration::from_secs(1))).expect("a timeout");
+    let chunk = vec![1; 1 << 20];
+    let sent = (0..1024).take_while(|_| client.write_all(&chunk).is_ok()).count();
+    assert!(sent < 1024, "the sender was not held back");
+    let grown = resident(proxy.id()).saturating_sub(before);
+    assert!(grown < 2048, "{grown} KiB more");
+    assert!(proxy.stat("tcp.t.downstream_flow_control_paused_reading_total") > Some(0));
+}
