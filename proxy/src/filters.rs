@@ -5,7 +5,7 @@
 
 use crate::http::{Body, ResponseHead, stream::Stream};
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use std::{any::Any as StdAny, future::Future, pin::Pin, sync::Arc};
 use weft_config::Context;
 use weft_control_api::Any;
@@ -34,6 +34,8 @@ pub struct LocalReply {
     pub details: &'static str,
     /// Set on the response, over what is there.
     pub headers: HeaderMap,
+    /// Of a body that a format made: set over every other.
+    pub content_type: Option<HeaderValue>,
     /// In answers to gRPC requests, in place of the status's own mapping.
     pub grpc_status: Option<u32>,
     /// The router gives it: the route's response header rules hold for it.
@@ -42,7 +44,7 @@ pub struct LocalReply {
 
 impl LocalReply {
     pub fn new(status: StatusCode, body: impl Into<Bytes>, details: &'static str) -> Self {
-        Self { status, body: body.into(), details, headers: HeaderMap::new(), grpc_status: None, by_router: false }
+        Self { status, body: body.into(), details, ..Self::default() }
     }
 
     /// The same, given by the router.

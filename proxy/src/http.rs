@@ -22,6 +22,7 @@ pub mod request_id;
 pub mod response_headers;
 pub mod service;
 pub mod shadow;
+pub mod single_headers;
 pub mod stats;
 pub mod stream;
 pub mod thread;

@@ -9,7 +9,7 @@ use super::{
     pump::{Pump, PumpError},
     redirect,
     service::{Responder, UpstreamStream},
-    shadow,
+    shadow, single_headers,
     stream::{Answer, Interrupt, Stream},
     timeouts::{self, TimeoutPolicy, Timeouts},
 };
@@ -23,6 +23,7 @@ use crate::{
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use std::{future::poll_fn, rc::Rc, task::Poll};
+use weft_config::http_connection_manager::SchemeTransformation;
 
 /// One try at one host.
 pub struct Attempt {
@@ -75,7 +76,16 @@ pub async fn dispatch(stream: &mut Stream, request: &mut Pump, responder: &mut R
             Action::DirectResponse(direct) => {
                 let stats = &stream.connection.stats;
                 if direct.status.is_redirection() { &stats.rq_redirect } else { &stats.rq_direct_response }.inc();
-                let mut reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response");
+                let body = match &direct.format {
+                    Some((format, _)) => {
+                        let mut facts = stream.facts(None);
+                        facts.local_reply_body = Some(&direct.body);
+                        format.text(&facts).into()
+                    }
+                    None => direct.body.clone(),
+                };
+                let mut reply = LocalReply::new(direct.status, body, "direct_response");
+                reply.content_type = direct.format.as_ref().map(|(_, content_type)| content_type.clone());
                 if (direct.status == StatusCode::CREATED || direct.status.is_redirection())
                     && let Some(location) = redirect::own_location(&stream.request)
                 {
@@ -85,8 +95,12 @@ pub async fn dispatch(stream: &mut Stream, request: &mut Pump, responder: &mut R
                 return Answer::Local(reply.by_router());
             }
             Action::NonForwarding => {
-                stream.info.set_flag(ResponseFlag::NoRouteFound);
-                return Answer::Local(LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found"));
+                // It is for who reads routes without being a proxy; for one that is, its cluster is missing.
+                stream.connection.stats.no_cluster.inc();
+                stream.info.set_flag(ResponseFlag::NoClusterFound);
+                return Answer::Local(
+                    LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "", "cluster_not_found").by_router(),
+                );
             }
         };
         match forward_request(stream, forward, request, responder, &mut redirects).await {
@@ -139,13 +153,15 @@ async fn forward_request(
         grpc_timeout_offset: forward.config.grpc_timeout_offset,
         has_max_stream_duration: forward.config.max_stream_duration.is_some(),
         respect_expected: router.respect_expected_rq_timeout,
-        hedge_on_per_try: false,
         suppress_envoy_headers: router.suppress_envoy_headers,
     };
-    // Only an internal redirect goes back to what the client sent.
-    let original = forward.config.internal_redirect.is_some().then(|| stream.request.clone());
+    stream.info.attempt_count = 1;
     let timeouts = timeouts::decide(&mut stream.request, &policy, stream.is_grpc);
     matched.finalize_request(&mut stream.request, &stream.info, !router.suppress_envoy_headers);
+    if stream.connection.manager.config.scheme_header_transformation == Some(SchemeTransformation::MatchUpstream) {
+        // Transport sockets are in the clear so far.
+        stream.request.scheme = Bytes::from_static(b"http");
+    }
     if forward.config.internal_redirect.is_some() {
         request.keep_for_replay(
             matched.route.request_buffer_limit.unwrap_or(stream.connection.manager.buffer_limit as u64),
@@ -190,7 +206,6 @@ async fn attempts(
 ) -> Result<(Attempt, ResponseHead, Body), Answer> {
     let mut replays = 0;
     loop {
-        stream.info.attempt_count += 1;
         if forward.include_attempt_count {
             stream.request.headers.insert(ENVOY_ATTEMPT_COUNT, stream.info.attempt_count.into());
         }
@@ -204,13 +219,12 @@ async fn attempts(
         }
         match exchange(stream, &mut attempt, timeouts, request, responder).await {
             Outcome::Response(head, body) => return Ok((attempt, head, body)),
-            Outcome::Interrupted(interrupt) => return Err(timed_out(stream, cluster, interrupt, request)),
+            Outcome::Interrupted(interrupt) => return Err(timed_out(stream, cluster, interrupt, timeouts, request)),
             // The upstream closed a kept-alive connection before it had seen the request: nothing is lost.
             Outcome::Failed(error)
                 if error.retry_is_safe && attempt.connection.was_reused() && request.can_replay() && replays < 3 =>
             {
                 replays += 1;
-                stream.info.attempt_count -= 1;
                 request.rewind();
             }
             Outcome::Failed(error) => return Err(failed(stream, cluster, &error)),
@@ -266,6 +280,8 @@ async fn connect(
     match opened {
         Ok(Ok((upstream, connection))) => {
             stream.info.points.upstream_connect_end = Some(clock::now());
+            let longest = timeouts.upstream_stream.or(cluster.info().config.http.common.max_stream_duration);
+            stream.deadlines.set(Deadline::UpstreamMaxStreamDuration, longest);
             stream.info.upstream.local = connection.local().cloned();
             stream.info.upstream.remote = connection.remote().cloned();
             stream.info.upstream.connection_id = Some(connection.id());
@@ -273,7 +289,7 @@ async fn connect(
             Ok(Attempt { stream: upstream, connection, host, route_timeout: timeouts.route, request_is_done: false })
         }
         Ok(Err(error)) => Err(Err(error)),
-        Err(interrupt) => Err(Ok(timed_out(stream, cluster, interrupt, request))),
+        Err(interrupt) => Err(Ok(timed_out(stream, cluster, interrupt, timeouts, request))),
     }
 }
 
@@ -323,8 +339,9 @@ async fn exchange(
                         return Poll::Ready(Outcome::Interrupted(Interrupt::Gone(error)));
                     }
                 }
-                Poll::Ready(Ok(ResponseEvent::Head(head, body))) => {
+                Poll::Ready(Ok(ResponseEvent::Head(mut head, body))) => {
                     deadlines.touch();
+                    single_headers::join_response(&mut head.headers);
                     return Poll::Ready(Outcome::Response(head, body));
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Outcome::Failed(error)),
@@ -414,7 +431,13 @@ fn failed(stream: &mut Stream, cluster: &Rc<ThreadCluster>, error: &StreamError)
 }
 
 /// A timeout passed, or the client went away, before there was a response.
-fn timed_out(stream: &mut Stream, cluster: &Rc<ThreadCluster>, interrupt: Interrupt, request: &Pump) -> Answer {
+fn timed_out(
+    stream: &mut Stream,
+    cluster: &Rc<ThreadCluster>,
+    interrupt: Interrupt,
+    timeouts: &Timeouts,
+    request: &Pump,
+) -> Answer {
     let (body, details, flag) = match interrupt {
         Interrupt::Deadline(Deadline::Route) => {
             cluster.stats().upstream_rq_timeout.inc();
@@ -441,6 +464,8 @@ fn timed_out(stream: &mut Stream, cluster: &Rc<ThreadCluster>, interrupt: Interr
     stream.info.set_flag(flag);
     let status = if details == "upstream_max_stream_duration_reached" {
         StatusCode::REQUEST_TIMEOUT
+    } else if timeouts.alt_response && flag == ResponseFlag::UpstreamRequestTimeout {
+        StatusCode::NO_CONTENT
     } else {
         StatusCode::GATEWAY_TIMEOUT
     };

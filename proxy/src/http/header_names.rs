@@ -51,6 +51,7 @@ names! {
     ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE "x-envoy-upstream-rq-timeout-alt-response",
     ENVOY_UPSTREAM_RQ_TIMEOUT_MS "x-envoy-upstream-rq-timeout-ms",
     ENVOY_UPSTREAM_SERVICE_TIME "x-envoy-upstream-service-time",
+    ENVOY_UPSTREAM_STREAM_DURATION_MS "x-envoy-upstream-stream-duration-ms",
 }
 
 /// True if there is any header that only concerns one connection. A pass over the names of a usual message costs less

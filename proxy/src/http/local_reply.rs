@@ -34,7 +34,7 @@ pub struct BodyFormat {
 
 /// The head and body of a local reply to this stream's request.
 pub fn build(stream: &mut Stream, reply: LocalReply) -> (ResponseHead, Body) {
-    let LocalReply { status, body, details: _, headers, grpc_status, by_router } = reply;
+    let LocalReply { status, body, details: _, headers, content_type, grpc_status, by_router } = reply;
     let mut head = ResponseHead::new(status);
     for (name, value) in &headers {
         head.headers.append(name, value.clone());
@@ -42,7 +42,7 @@ pub fn build(stream: &mut Stream, reply: LocalReply) -> (ResponseHead, Body) {
     if let Some(route) = stream.route.clone().filter(|_| by_router) {
         route.finalize_response(&mut head, &stream.request, &stream.info);
     }
-    let (body, content_type) = rewrite(stream, &mut head, body);
+    let (body, format_type) = rewrite(stream, &mut head, body);
     if stream.is_grpc {
         let code = grpc_status.unwrap_or_else(|| grpc::status_of(head.status));
         head.status = StatusCode::OK;
@@ -56,7 +56,7 @@ pub fn build(stream: &mut Stream, reply: LocalReply) -> (ResponseHead, Body) {
         head.headers.remove(header::CONTENT_LENGTH);
         return (head, Body::Empty);
     }
-    match content_type {
+    match format_type.or(content_type) {
         Some(content_type) => {
             head.headers.insert(header::CONTENT_TYPE, content_type);
         }

@@ -134,6 +134,10 @@ pub fn merge_slashes(path: &Bytes) -> Bytes {
             out.push(byte);
         }
     }
+    if out == b"/" {
+        // Nothing but slashes: the first and the last stay.
+        out.push(b'/');
+    }
     out.extend_from_slice(query);
     out.into()
 }
@@ -231,6 +235,7 @@ mod tests {
     #[test]
     fn slashes() {
         assert_eq!(merge_slashes(&Bytes::from("//a///b?x//y")), "/a/b?x//y");
+        assert_eq!(merge_slashes(&Bytes::from("///?x")), "//?x");
         assert_eq!(unescape_slashes(&Bytes::from("/a%2F%5cb?%2f")).as_deref(), Some(&b"/a/\\b?%2f"[..]));
         assert_eq!(unescape_slashes(&Bytes::from("/a%20?%2f")), None);
     }

@@ -1,7 +1,7 @@
 //! What the connection manager makes of a request's head before it is routed: who is asking, and which headers
 //! may be believed (Envoy docs: "HTTP header manipulation", "HTTP header sanitizing").
 
-use super::{RequestHead, header_names::*, path};
+use super::{RequestHead, header_names::*, path, single_headers};
 use crate::base::{Address, ConnectionInfo};
 use bytes::Bytes;
 use http::{
@@ -11,7 +11,8 @@ use http::{
 use std::net::IpAddr;
 use weft_config::{
     http_connection_manager::{
-        HttpConnectionManager, OriginalIpDetection, PathWithEscapedSlashesAction, SchemeTransformation, StripPort,
+        ForwardClientCertDetails, HttpConnectionManager, OriginalIpDetection, PathWithEscapedSlashesAction,
+        SchemeTransformation, StripPort,
     },
     http_protocol_options::HeadersWithUnderscoresAction,
 };
@@ -90,11 +91,10 @@ pub fn normalize_host(head: &mut RequestHead, config: &HttpConnectionManager, lo
         return;
     }
     let Some(colon) = port_colon(&head.authority) else { return };
-    let Some(port) = std::str::from_utf8(&head.authority[colon + 1..]).ok().and_then(|p| p.parse::<u16>().ok()) else {
+    let Some(port) = std::str::from_utf8(&head.authority[colon + 1..]).ok().and_then(|p| p.parse::<u32>().ok()) else {
         return;
     };
-    // A CONNECT request's port says where to connect to, but matching its domain may go without.
-    if config.strip_port == StripPort::Any || local_port == Some(port) {
+    if config.strip_port == StripPort::Any || local_port.map(u32::from) == Some(port) {
         head.authority.truncate(colon);
     }
 }
@@ -109,16 +109,10 @@ fn strip_trailing_dot(authority: &mut Bytes) {
     }
 }
 
-/// Where the port's colon is, if there is a port: not inside an IPv6 literal's brackets.
-fn port_colon(authority: &[u8]) -> Option<usize> {
+/// Where the last colon is, unless it is inside an IPv6 literal's brackets.
+pub fn port_colon(authority: &[u8]) -> Option<usize> {
     let colon = memchr::memrchr(b':', authority)?;
-    let bracket = memchr::memrchr(b']', authority);
-    (bracket.is_none_or(|b| b < colon)
-        && colon + 1 < authority.len()
-        && authority[colon + 1..].iter().all(u8::is_ascii_digit)
-        // An IPv6 address without brackets has no port.
-        && (bracket.is_some() || memchr::memchr(b':', authority) == Some(colon)))
-    .then_some(colon)
+    memchr::memrchr(b']', authority).is_none_or(|bracket| bracket < colon).then_some(colon)
 }
 
 /// Removes what only concerns the client's connection, decides who the client is, and believes no header that it
@@ -130,7 +124,7 @@ pub fn sanitize(
     local: &LocalInfo,
     internal_only: &[HeaderName],
 ) -> Result<Origin, DetectionRejected> {
-    join_repeated(&mut head.headers);
+    single_headers::join_request(&mut head.headers);
     remove_hop_by_hop(head);
     sanitize_referer(&mut head.headers);
     let is_tls = connection.transport_protocol == "tls";
@@ -160,11 +154,12 @@ pub fn sanitize(
         }
     } else {
         for extension in &config.original_ip_detection {
-            if let Some((address, trust, append)) = detect(extension, &head.headers, connection)? {
-                (trusted, may_be_internal) = (Some(address), trust);
-                if append {
-                    append_forwarded_for(&mut head.headers, connection, local);
-                }
+            let found = detect(extension, &head.headers, connection)?;
+            if found.append_peer {
+                append_forwarded_for(&mut head.headers, connection, local);
+            }
+            if found.address.is_some() {
+                (trusted, may_be_internal) = (found.address, found.may_be_internal);
                 break;
             }
         }
@@ -176,6 +171,10 @@ pub fn sanitize(
         set_forwarded_port(&mut head.headers, connection);
     }
     set_scheme(head, config, is_tls);
+    // Without a client certificate there is nothing to vouch for what a client says of one.
+    if config.forward_client_cert_details != ForwardClientCertDetails::AlwaysForwardOnly {
+        head.headers.remove(FORWARDED_CLIENT_CERT);
+    }
 
     let is_internal = may_be_internal && trusted.as_ref().is_some_and(|address| is_internal_address(config, address));
     let remote = trusted.unwrap_or_else(|| connection.remote.clone());
@@ -202,38 +201,6 @@ pub fn sanitize(
         );
     }
     Ok(Origin { remote, is_internal })
-}
-
-/// Headers that have one value: several lines of one are one list.
-fn join_repeated(headers: &mut HeaderMap) {
-    if headers.len() == headers.keys_len() {
-        return;
-    }
-    for name in [
-        FORWARDED_FOR,
-        FORWARDED_HOST,
-        FORWARDED_PROTO,
-        FORWARDED_CLIENT_CERT,
-        REQUEST_ID,
-        header::ACCEPT,
-        header::ACCEPT_ENCODING,
-        header::AUTHORIZATION,
-        header::CACHE_CONTROL,
-        header::CONTENT_TYPE,
-        header::EXPECT,
-        header::ORIGIN,
-        header::TE,
-        header::USER_AGENT,
-        header::VIA,
-        GRPC_TIMEOUT,
-    ] {
-        if headers.get_all(&name).iter().nth(1).is_some() {
-            let all: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
-            if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b","[..])) {
-                headers.insert(name, joined);
-            }
-        }
-    }
 }
 
 /// What became of header names with underscores.
@@ -269,8 +236,7 @@ fn remove_hop_by_hop(head: &mut RequestHead) {
         // `trailers` is the one word that means something to the next hop.
         let wants_trailers = headers.get_all(header::TE).iter().any(|te| {
             te.to_str().is_ok_and(|te| {
-                te.split(',')
-                    .any(|word| word.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("trailers"))
+                te.split(',').any(|word| word.split(';').next().unwrap_or_default().trim() == "trailers")
             })
         });
         if wants_trailers {
@@ -284,18 +250,31 @@ fn remove_hop_by_hop(head: &mut RequestHead) {
     headers.remove(header::TRANSFER_ENCODING);
 }
 
-/// A referer that is no absolute URL, or several of them, go no further.
+/// A referer that is no URL reference, or tells more than one may (user, fragment), goes no further.
 fn sanitize_referer(headers: &mut HeaderMap) {
-    let Some(first) = headers.get(header::REFERER) else { return };
-    let is_url = first.to_str().is_ok_and(|url| {
-        ["http://", "https://"].iter().any(|scheme| {
-            url.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme))
-                && url[scheme.len()..].split(['/', '?', '#']).next().is_some_and(|host| !host.is_empty())
-        })
-    });
-    if !is_url || headers.get_all(header::REFERER).iter().nth(1).is_some() {
+    let Some(referer) = headers.get(header::REFERER) else { return };
+    let is_acceptable = match referer.to_str().map(|text| (text, url::Url::parse(text))) {
+        Ok((text, Ok(url))) if url.has_host() => {
+            url.fragment().is_none()
+                && url.username().is_empty()
+                && url.password().is_none()
+                && !text.contains([' ', '\t'])
+                && url.host_str().is_some_and(|host| !host.contains(','))
+        }
+        _ => is_relative_reference(referer.as_bytes()),
+    };
+    if !is_acceptable {
         headers.remove(header::REFERER);
     }
+}
+
+/// RFC 3986 section 4.2, without a fragment: a colon may not stand before the first slash.
+fn is_relative_reference(text: &[u8]) -> bool {
+    let mut had_slash = false;
+    text.iter().all(|&byte| {
+        had_slash |= byte == b'/';
+        byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=@/?".contains(&byte) || (byte == b':' && had_slash)
+    })
 }
 
 /// The address `skip` places from the end of `x-forwarded-for`, and whether it is the only one.
@@ -321,25 +300,34 @@ fn last_forwarded(headers: &HeaderMap, skip: u32) -> Option<(Address, bool)> {
     Some((Address::Ip((ip, 0).into()), is_single))
 }
 
-/// What an extension found: the address, whether it may make the request internal, whether to append the peer to
-/// `x-forwarded-for`.
-type Detected = Option<(Address, bool, bool)>;
+/// What an extension found.
+struct Detected {
+    address: Option<Address>,
+    /// The address may make the request internal.
+    may_be_internal: bool,
+    /// The peer is to be appended to `x-forwarded-for`.
+    append_peer: bool,
+}
 
 fn detect(
     extension: &OriginalIpDetection,
     headers: &HeaderMap,
     connection: &ConnectionInfo,
 ) -> Result<Detected, DetectionRejected> {
+    let found = |found: Option<(Address, bool)>, append_peer| {
+        let (address, may_be_internal) = found.unzip();
+        Ok(Detected { address, may_be_internal: may_be_internal.unwrap_or_default(), append_peer })
+    };
     match extension {
         OriginalIpDetection::Xff { num_trusted_hops, trusted_cidrs: None, skip_xff_append } => {
-            Ok(last_forwarded(headers, *num_trusted_hops).map(|(address, single)| (address, single, !skip_xff_append)))
+            found(last_forwarded(headers, *num_trusted_hops), !skip_xff_append)
         }
         OriginalIpDetection::Xff { trusted_cidrs: Some(cidrs), skip_xff_append, .. } => {
             let is_trusted = |ip: IpAddr| cidrs.iter().any(|cidr| cidr.contains(ip));
             if !connection.remote.ip().is_some_and(|peer| is_trusted(peer.ip())) {
-                return Ok(None);
+                return found(None, true);
             }
-            Ok(last_untrusted(headers, is_trusted).map(|address| (address, false, !skip_xff_append)))
+            found(last_untrusted(headers, is_trusted), !skip_xff_append)
         }
         OriginalIpDetection::CustomHeader { header, allow_trusted, reject_with_status } => {
             let value = headers
@@ -347,21 +335,22 @@ fn detect(
                 .and_then(|value| value.to_str().ok())
                 .and_then(|value| value.trim().parse::<IpAddr>().ok());
             match (value, reject_with_status) {
-                (Some(ip), _) => Ok(Some((Address::Ip((ip, 0).into()), *allow_trusted, false))),
                 (None, Some(status)) => Err(DetectionRejected { status: *status }),
-                (None, None) => Ok(None),
+                (value, _) => found(value.map(|ip| (Address::Ip((ip, 0).into()), *allow_trusted)), false),
             }
         }
     }
 }
 
-/// From the right, the first address in `x-forwarded-for` that no trusted range holds; else the leftmost.
-fn last_untrusted(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Option<Address> {
+/// From the right, the first address in `x-forwarded-for` that no trusted range holds; else the leftmost. A single
+/// address may be internal.
+fn last_untrusted(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Option<(Address, bool)> {
     let values: Vec<&str> = headers.get_all(FORWARDED_FOR).iter().map(|v| v.to_str().ok()).collect::<Option<_>>()?;
+    let is_single = matches!(&*values, [one] if !one.contains(','));
     let mut last = None;
     for part in values.iter().rev().flat_map(|value| value.rsplit(',')) {
-        let ip: IpAddr = part.trim().parse().ok()?;
-        last = Some(Address::Ip((ip, 0).into()));
+        let Ok(ip) = part.trim().parse::<IpAddr>() else { break };
+        last = Some((Address::Ip((ip, 0).into()), is_single));
         if !is_trusted(ip) {
             break;
         }
@@ -488,11 +477,12 @@ pub fn append(headers: &mut HeaderMap, name: HeaderName, value: &[u8], separator
     match headers.entry(name) {
         Entry::Occupied(mut entry) => {
             let mut joined = Vec::new();
-            for old in entry.iter() {
-                joined.extend_from_slice(old.as_bytes());
-                joined.extend_from_slice(separator.as_bytes());
+            for part in entry.iter().map(HeaderValue::as_bytes).chain([value]).filter(|part| !part.is_empty()) {
+                if !joined.is_empty() {
+                    joined.extend_from_slice(separator.as_bytes());
+                }
+                joined.extend_from_slice(part);
             }
-            joined.extend_from_slice(value);
             if let Ok(joined) = HeaderValue::from_bytes(&joined) {
                 entry.insert(joined);
             }

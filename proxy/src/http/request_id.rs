@@ -10,7 +10,7 @@ const REASON: usize = 14;
 /// Sets a request id where there is none, or, at the edge, in place of the client's unless that is to be kept.
 pub fn ensure(headers: &mut HeaderMap, is_edge: bool, keep_external: bool, pack_trace_reason: bool) {
     match headers.get(REQUEST_ID) {
-        Some(id) if !is_edge || keep_external => {
+        Some(id) if !id.is_empty() && (!is_edge || keep_external) => {
             // An external id may not decide about tracing: back to "not traced".
             let id = id.as_bytes();
             if is_edge && pack_trace_reason && id.len() == 36 && id[REASON] != b'4' {

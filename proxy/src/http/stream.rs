@@ -56,6 +56,8 @@ pub struct Stream {
     is_tunnel: bool,
     /// Counted as one, whatever the upstream says to it.
     is_upgrade: bool,
+    /// False for what was refused before it was a request: there is nothing to tell of its head.
+    has_head: bool,
 }
 
 /// How far a response comes from.
@@ -94,8 +96,10 @@ async fn run(mut stream: Box<Stream>, mut request: Pump, mut responder: Responde
 /// Answers a request that was no acceptable HTTP.
 pub async fn reject(connection: Rc<HttpConnection>, bad: BadRequest, mut responder: Responder) {
     let BadRequest { status, mut details, head } = bad;
+    let has_head = head.is_some();
     let head = head.map_or_else(|| RequestHead::new(Method::GET, Bytes::new()), |head| *head);
     let mut stream = Stream::begin(connection, head);
+    stream.has_head = has_head;
     stream.must_close = true;
     let stats = stream.connection.stats.clone();
     let body = match details {
@@ -169,6 +173,7 @@ impl Stream {
             response_started: false,
             is_tunnel: false,
             is_upgrade: false,
+            has_head: true,
             connection,
         })
     }
@@ -231,6 +236,7 @@ impl Stream {
                 return Err(reply.into());
             }
             PathAction::Reject | PathAction::Redirect => {
+                self.must_close = true;
                 stats.downstream_rq_failed_path_normalization.inc();
                 return Err(LocalReply::new(StatusCode::BAD_REQUEST, "", "path_normalization_failed").into());
             }
@@ -329,6 +335,10 @@ impl Stream {
             self.is_upgrade = true;
             self.connection.stats.downstream_cx_upgrades_total.inc();
             self.connection.stats.downstream_cx_upgrades_active.inc();
+            return Ok(());
+        }
+        if self.request.is_connect() && self.route.is_none() {
+            // The router says so.
             return Ok(());
         }
         // What follows on this connection may be meant for the tunnel: it must not be read as a request.
@@ -559,7 +569,7 @@ impl Stream {
     /// The stream as formats and log filters see it.
     pub fn facts<'a>(&'a self, response: Option<&'a ResponseHead>) -> Facts<'a> {
         Facts {
-            request: Some(&self.request),
+            request: self.has_head.then_some(&self.request),
             response,
             response_trailers: self.response_trailers.as_ref(),
             log_type: "DownstreamEnd",

@@ -11,6 +11,12 @@ pub struct Timeouts {
     pub route: Duration,
     pub per_try: Duration,
     pub per_try_idle: Duration,
+    /// How long the exchange with the upstream may take, if the request says so itself.
+    pub upstream_stream: Option<Duration>,
+    /// A timeout is answered with 204 instead of 504.
+    pub alt_response: bool,
+    /// A try that times out is not given up while another is under way.
+    hedges: bool,
 }
 
 /// What the route and the router say about timeouts.
@@ -25,7 +31,6 @@ pub struct TimeoutPolicy {
     /// The route has `max_stream_duration`, which puts the two above out of force.
     pub has_max_stream_duration: bool,
     pub respect_expected: bool,
-    pub hedge_on_per_try: bool,
     /// Write no `x-envoy-expected-rq-timeout-ms`.
     pub suppress_envoy_headers: bool,
 }
@@ -37,7 +42,7 @@ fn milliseconds(headers: &HeaderMap, name: http::HeaderName) -> Option<Duration>
 /// Decides the timeouts and rewrites the headers that tell of them.
 pub fn decide(head: &mut RequestHead, policy: &TimeoutPolicy, is_grpc: bool) -> Timeouts {
     let headers = &mut head.headers;
-    let mut timeouts = Timeouts { route: Duration::ZERO, per_try: policy.per_try, per_try_idle: policy.per_try_idle };
+    let mut timeouts = Timeouts { per_try: policy.per_try, per_try_idle: policy.per_try_idle, ..Timeouts::default() };
     if !policy.has_max_stream_duration {
         timeouts.route = match policy.max_grpc_timeout.filter(|_| is_grpc) {
             Some(most) => {
@@ -57,7 +62,7 @@ pub fn decide(head: &mut RequestHead, policy: &TimeoutPolicy, is_grpc: bool) -> 
     if !timeouts.route.is_zero() && timeouts.per_try >= timeouts.route {
         timeouts.per_try = Duration::ZERO;
     }
-    tell(headers, &timeouts, policy, is_grpc, Duration::ZERO);
+    tell(headers, &timeouts, policy, is_grpc);
     timeouts
 }
 
@@ -68,29 +73,44 @@ fn ask(headers: &mut HeaderMap, timeouts: &mut Timeouts, policy: &TimeoutPolicy)
         timeouts.route = expected;
     } else if let Some(asked) = milliseconds(headers, ENVOY_UPSTREAM_RQ_TIMEOUT_MS) {
         timeouts.route = asked;
-        headers.remove(ENVOY_UPSTREAM_RQ_TIMEOUT_MS);
     }
+    headers.remove(ENVOY_UPSTREAM_RQ_TIMEOUT_MS);
     if headers.contains_key(ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS) {
         if let Some(asked) = milliseconds(headers, ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS) {
             timeouts.per_try = asked;
         }
         headers.remove(ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS);
     }
+    timeouts.upstream_stream = milliseconds(headers, ENVOY_UPSTREAM_STREAM_DURATION_MS);
+    timeouts.alt_response = headers.contains_key(ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE);
+    timeouts.hedges = headers.get(ENVOY_HEDGE_ON_PER_TRY_TIMEOUT).is_some_and(|value| value == "true");
+    // These are for this proxy alone.
+    for name in [
+        ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
+        ENVOY_MAX_RETRIES,
+        ENVOY_RETRIABLE_HEADER_NAMES,
+        ENVOY_RETRIABLE_STATUS_CODES,
+        ENVOY_RETRY_GRPC_ON,
+        ENVOY_RETRY_ON,
+        ENVOY_UPSTREAM_ALT_STAT_NAME,
+        ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE,
+        ENVOY_UPSTREAM_STREAM_DURATION_MS,
+    ] {
+        headers.remove(name);
+    }
 }
 
-/// Writes the expected timeout into the headers; `elapsed` since the request began (retries).
-pub fn tell(headers: &mut HeaderMap, timeouts: &Timeouts, policy: &TimeoutPolicy, is_grpc: bool, elapsed: Duration) {
+/// Writes the expected timeout into the headers.
+fn tell(headers: &mut HeaderMap, timeouts: &Timeouts, policy: &TimeoutPolicy, is_grpc: bool) {
     let mut expected = timeouts.per_try;
-    if expected.is_zero() || policy.hedge_on_per_try {
+    if expected.is_zero() || timeouts.hedges {
         expected = timeouts.route;
     }
     if expected.is_zero() {
         return;
     }
     if !timeouts.route.is_zero() {
-        // Zero would mean no timeout.
-        let left = timeouts.route.checked_sub(elapsed).filter(|d| !d.is_zero()).unwrap_or(Duration::from_millis(1));
-        expected = expected.min(left);
+        expected = expected.min(timeouts.route);
     }
     let milliseconds = expected.as_millis() as u64;
     if !policy.suppress_envoy_headers {

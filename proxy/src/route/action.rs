@@ -191,7 +191,11 @@ impl Cluster {
 impl Weighted {
     /// Which of the clusters a request with this random value takes.
     pub fn choose(&self, head: &RequestHead, random: u64, runtime: &RuntimeSnapshot) -> Option<usize> {
-        let header = self.random_header.as_ref().and_then(|name| head.headers.get(name)?.to_str().ok()?.parse().ok());
+        let header = self.random_header.as_ref().and_then(|name| {
+            let mut values = head.headers.get_all(name).iter();
+            let value = values.next().filter(|_| values.next().is_none())?;
+            value.to_str().ok()?.trim().parse().ok()
+        });
         let weight = |c: &WeightedCluster| {
             let fixed = u64::from(c.weight);
             if c.runtime_key.is_empty() { fixed } else { runtime.integer(&c.runtime_key).unwrap_or(fixed) }

@@ -135,13 +135,22 @@ impl MatchedRoute {
         let new = match &forward.config.path_rewrite {
             PathRewrite::Keep => return,
             PathRewrite::Prefix(prefix) => {
-                let matched = match &self.route.matching.path {
-                    PathMatch::Prefix(prefix) | PathMatch::SeparatedPrefix(prefix) => prefix.len(),
-                    _ => plain.len(),
+                let rest = match &self.route.matching.path {
+                    PathMatch::Prefix(text) | PathMatch::SeparatedPrefix(text) | PathMatch::Exact(text) => {
+                        // Path parameters may stand in what was matched without them.
+                        match plain.split_at_checked(text.len()) {
+                            Some((matched, rest)) if matched.eq_ignore_ascii_case(text.as_bytes()) => rest,
+                            _ => return,
+                        }
+                    }
+                    _ => b"",
                 };
-                [prefix.as_bytes(), plain.get(matched..).unwrap_or_default(), query].concat()
+                [prefix.as_bytes(), rest, query].concat()
             }
-            PathRewrite::Regex(rewrite) => [&rewrite.apply(plain), query].concat(),
+            PathRewrite::Regex(rewrite) => match rewrite.apply(plain) {
+                new if new.is_empty() => return,
+                new => [&new, query].concat(),
+            },
             PathRewrite::Format(_) => {
                 let Some(format) = &forward.path_format else { return };
                 match format_over(format, head, info) {
@@ -175,7 +184,7 @@ fn set_authority(head: &mut RequestHead, host: Bytes, append_forwarded: bool, ke
             .get_all(FORWARDED_HOST)
             .iter()
             .next_back()
-            .map(|v| v.as_bytes().rsplit(|b| *b == b',').next().unwrap_or_default().trim_ascii());
+            .map(|v| v.as_bytes().rsplit(|b| *b == b',').next().unwrap_or_default());
         if last != Some(&head.authority) {
             append(&mut head.headers, FORWARDED_HOST, &head.authority, ",");
         }

@@ -8,6 +8,7 @@ use crate::{
         header_names::FORWARDED_PROTO,
         header_rules::HeaderRules,
         message::{query_of, query_parameter},
+        request_headers::port_colon,
     },
     observe::{StreamInfo, stream_info::Metadata},
     upstream::Names,
@@ -150,8 +151,10 @@ impl RouteTable {
             return self.any.and_then(|number| self.hosts.get(number as usize));
         }
         let mut authority = authority;
-        if self.ignore_port {
-            authority = without_port(authority);
+        if self.ignore_port
+            && let Some(colon) = port_colon(authority)
+        {
+            authority = &authority[..colon];
         }
         let text = String::from_utf8_lossy(authority);
         let host: Cow<'_, str> =
@@ -177,17 +180,25 @@ impl RouteTable {
     /// The route that `head` takes.
     pub fn find(self: &Arc<Self>, head: &RequestHead, context: &MatchContext<'_>) -> RouteOutcome {
         let authority = match &self.vhost_header {
-            Some(name) => head.headers.get(name).map(HeaderValue::as_bytes).unwrap_or_default(),
+            Some(name) => match head.headers.get(name) {
+                Some(value) => value.as_bytes(),
+                None => return RouteOutcome::NoVirtualHost,
+            },
             None => &head.authority,
         };
+        // The connection manager sets one that is missing; an empty one belongs to no request that could be routed.
+        if head.headers.get(FORWARDED_PROTO).is_some_and(HeaderValue::is_empty) {
+            return RouteOutcome::NoRoute;
+        }
         let Some(host) = self.virtual_host(authority) else { return RouteOutcome::NoVirtualHost };
         if let Some(location) = host.tls_redirect(head, context) {
             return RouteOutcome::TlsRedirect(location);
         }
-        let mut path = head.path_only();
-        if self.ignore_path_parameters {
-            path = &path[..memchr::memchr(b';', path).unwrap_or(path.len())];
+        let mut path = Cow::Borrowed(head.path_only());
+        if self.ignore_path_parameters && memchr::memchr(b';', &path).is_some() {
+            path = without_parameters(&path).into();
         }
+        let path = &*path;
         let found = host.index.first(path, |number| {
             host.routes.get(number as usize).is_some_and(|route| matches(&route.matching, head, path, context))
         });
@@ -259,6 +270,13 @@ impl VirtualHost {
     }
 }
 
+/// The path with every segment cut at its first semicolon.
+fn without_parameters(path: &[u8]) -> Vec<u8> {
+    let segments: Vec<&[u8]> =
+        path.split(|b| *b == b'/').map(|segment| segment.split(|b| *b == b';').next().unwrap_or_default()).collect();
+    segments.join(&b'/')
+}
+
 /// True if all of the route's conditions hold.
 fn matches(matching: &RouteMatch, head: &RequestHead, path: &[u8], context: &MatchContext<'_>) -> bool {
     let same = |a: &[u8], b: &[u8]| if matching.case_sensitive { a == b } else { a.eq_ignore_ascii_case(b) };
@@ -327,21 +345,6 @@ pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
             (key == name).then(|| value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value))
         },
     )
-}
-
-/// The authority without its port.
-pub fn without_port(authority: &[u8]) -> &[u8] {
-    let bracket = memchr::memrchr(b']', authority).unwrap_or(0);
-    match memchr::memrchr(b':', authority) {
-        Some(colon)
-            if colon > bracket
-                && authority[colon + 1..].iter().all(u8::is_ascii_digit)
-                && (bracket > 0 || memchr::memchr(b':', authority) == Some(colon)) =>
-        {
-            &authority[..colon]
-        }
-        _ => authority,
-    }
 }
 
 #[cfg(test)]

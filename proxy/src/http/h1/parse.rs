@@ -392,7 +392,9 @@ pub(super) fn request(head: &[u8], limits: &HeadLimits, options: &Http1ProtocolO
     if host.as_deref().is_some_and(|host| !host.iter().all(|c| target::is_authority_char(*c) || *c == b',')) {
         return Err(INVALID_AUTHORITY.into());
     }
-    if lines.te.take().is_some_and(|te| has_token(&te, "trailers")) {
+    let is_trailers =
+        |word: &[u8]| word.split(|b| *b == b';').next().is_some_and(|word| word.trim_ascii() == b"trailers");
+    if lines.te.take().is_some_and(|te| te.split(|b| *b == b',').any(is_trailers)) {
         lines.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     let upgrade = if upgrading {

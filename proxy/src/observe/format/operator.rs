@@ -4,10 +4,7 @@
 use super::{Facts, time::TimeFormat};
 use crate::{
     base::Address,
-    http::{
-        grpc,
-        message::{query_of, query_parameter},
-    },
+    http::{Protocol, grpc, message::query_of},
     observe::{StreamInfo, stream_info::Metadata},
 };
 use http::{HeaderMap, HeaderName, header};
@@ -124,6 +121,9 @@ enum Kind {
     QueryParameters,
     GrpcStatus(GrpcForm),
     LocalReplyBody,
+    RequestHeadBytes,
+    ResponseHeadBytes,
+    ResponseTrailerBytes,
     LogType,
     TraceId,
     SpanId,
@@ -218,7 +218,7 @@ impl Operator {
 
     /// True if it reads the response's head.
     pub fn reads_response(&self) -> bool {
-        matches!(self.kind, Kind::Response(_) | Kind::Trailer(_) | Kind::GrpcStatus(_))
+        matches!(self.kind, Kind::Response(_) | Kind::Trailer(_) | Kind::GrpcStatus(_) | Kind::ResponseHeadBytes)
     }
 }
 
@@ -244,9 +244,13 @@ impl Kind {
             argument.filter(|a| !a.is_empty()).map(str::to_owned).ok_or_else(|| "an argument is required".to_owned())
         };
         Ok(match name {
-            "REQ" => Self::Request(keys(argument)?),
-            "RESP" => Self::Response(keys(argument)?),
-            "TRAILER" => Self::Trailer(keys(argument)?),
+            "REQ" | "REQUEST_HEADER" => Self::Request(keys(argument)?),
+            "RESP" | "RESPONSE_HEADER" => Self::Response(keys(argument)?),
+            "TRAILER" | "RESPONSE_TRAILER" => Self::Trailer(keys(argument)?),
+            "REQUEST_HEADERS_BYTES" => Self::RequestHeadBytes,
+            "RESPONSE_HEADERS_BYTES" => Self::ResponseHeadBytes,
+            "RESPONSE_TRAILERS_BYTES" => Self::ResponseTrailerBytes,
+            "PER_REQUEST_STATE" => Self::FilterState { key: required()?, plain: true },
             "START_TIME" | "START_TIME_LOCAL" => Self::StartTime(TimeFormat::new(argument.unwrap_or_default())),
             "EMIT_TIME" | "EMIT_TIME_LOCAL" => Self::EmitTime(TimeFormat::new(argument.unwrap_or_default())),
             "BYTES_RECEIVED" => Self::BytesReceived,
@@ -431,6 +435,21 @@ impl Kind {
                 address(facts, *which).and_then(Address::ip).map(|ip| u64::from(ip.port()))
             }
             Self::GrpcStatus(GrpcForm::Number) => grpc_status(facts).map(u64::from),
+            Self::RequestHeadBytes => Some(facts.request.map_or(0, |head| {
+                let pseudo = [
+                    (":authority", &head.authority[..]),
+                    (":path", &head.path),
+                    (":method", head.method.as_str().as_bytes()),
+                    (":scheme", &head.scheme),
+                ];
+                let pseudo = pseudo.iter().filter(|(_, value)| !value.is_empty());
+                size(&head.headers) + pseudo.map(|(name, value)| (name.len() + value.len()) as u64).sum::<u64>()
+            })),
+            Self::ResponseHeadBytes => {
+                // `:status` and its three digits.
+                Some(facts.response.map_or(0, |head| size(&head.headers) + 10))
+            }
+            Self::ResponseTrailerBytes => Some(facts.response_trailers.map_or(0, size)),
             _ => return None,
         })
     }
@@ -540,9 +559,7 @@ impl Kind {
                 Cow::Owned(path) if !query => path[..path.find('?').unwrap_or(path.len())].to_owned().into(),
                 path => path,
             }),
-            Self::QueryParameter(name) => {
-                facts.request.and_then(|r| query_parameter(query_of(&r.path), name)).map(Cow::from)
-            }
+            Self::QueryParameter(name) => facts.request.and_then(|r| decoded_query_parameter(query_of(&r.path), name)),
             Self::QueryParameters => facts.request.map(|r| query_of(&r.path)).filter(|q| !q.is_empty()).map(Cow::from),
             Self::GrpcStatus(form) => grpc_status(facts).map(|status| grpc_name(status, *form)),
             Self::LocalReplyBody => {
@@ -634,6 +651,8 @@ fn request_header<'a>(facts: &Facts<'a>, key: &HeaderKey) -> Option<Cow<'a, str>
     let pseudo = |bytes: &'a [u8]| (!bytes.is_empty()).then(|| String::from_utf8_lossy(bytes));
     match key {
         HeaderKey::Name(name) => first(&head.headers, name),
+        // Since HTTP/1.1 there always is one, empty or not.
+        HeaderKey::Authority if head.protocol > Protocol::Http10 => Some(String::from_utf8_lossy(&head.authority)),
         HeaderKey::Authority => pseudo(&head.authority),
         HeaderKey::Path => pseudo(&head.path),
         HeaderKey::Method => Some(head.method.as_str().into()),
@@ -652,6 +671,41 @@ fn path<'a>(facts: &Facts<'a>, choice: PathChoice) -> Option<Cow<'a, str>> {
         PathChoice::Original => original(),
         PathChoice::OriginalOrCurrent => original().or_else(current),
     }
+}
+
+/// Bytes of names and values.
+fn size(headers: &HeaderMap) -> u64 {
+    headers.iter().map(|(name, value)| (name.as_str().len() + value.len()) as u64).sum()
+}
+
+/// The first value of a query parameter; escapes in names and values are resolved.
+fn decoded_query_parameter<'q>(query: &'q str, name: &str) -> Option<Cow<'q, str>> {
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (percent_decoded(key) == name).then(|| percent_decoded(value))
+    })
+}
+
+fn percent_decoded(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return text.into();
+    }
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let digit = |at: usize| after.get(at).and_then(|b| (*b as char).to_digit(16));
+        match (byte, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high << 4 | low) as u8);
+                rest = &after[2..];
+            }
+            _ => {
+                out.push(byte);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned().into()
 }
 
 /// A value, or all of a namespace if there is no path into it.
