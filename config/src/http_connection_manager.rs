@@ -13,7 +13,7 @@ use crate::{
     route::RouteConfiguration,
     substitution_format::SubstitutionFormatString,
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use weft_control_api::{
     Any,
     envoy::{
@@ -340,6 +340,7 @@ impl HttpConnectionManager {
                 })
             }
         };
+        let mut upgrade_types = HashSet::new();
         let duration_or = |cx: &mut Context, name: &str, value, default| cx.duration(name, value).unwrap_or(default);
         Some(Self {
             codec_type,
@@ -410,6 +411,9 @@ impl HttpConnectionManager {
             represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
             upgrade_configs: cx.elements("upgrade_configs", upgrade_configs, |cx, p| {
                 let hcm::UpgradeConfig { upgrade_type, filters, enabled } = p;
+                if !upgrade_types.insert(upgrade_type.to_ascii_lowercase()) {
+                    cx.problem_at("upgrade_type", format!("found {upgrade_type:?} a second time"));
+                }
                 let filters = cx.elements("filters", filters, |cx, p| HttpFilter::from_proto(p, cx));
                 Some(UpgradeConfig { upgrade_type, filters, enabled: enabled.unwrap_or(true) })
             }),

@@ -21,7 +21,7 @@ use crate::{
     upstream::{LbContext, ProtocolChoice, StreamRequest, ThreadCluster, ThreadHost, UpstreamConnection},
 };
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use std::{future::poll_fn, rc::Rc, task::Poll};
 use weft_config::http_connection_manager::SchemeTransformation;
 
@@ -59,7 +59,7 @@ enum Outcome {
 
 /// Takes the routed request to its end, or says what to answer.
 pub async fn dispatch(stream: &mut Stream, request: &mut Pump, responder: &mut Responder) -> Answer {
-    let mut redirects = 0;
+    let mut redirects = redirect::Followed::default();
     stream.connection.stats.rq_total.inc();
     loop {
         let Some(matched) = stream.route.clone() else { return no_route(stream) };
@@ -130,7 +130,7 @@ async fn forward_request(
     forward: &Forward,
     request: &mut Pump,
     responder: &mut Responder,
-    redirects: &mut u32,
+    redirects: &mut redirect::Followed,
 ) -> Next {
     let Some(matched) = stream.route.clone() else { return Next::Answer(Answer::Done) };
     let Some(cluster) = matched.cluster(&stream.connection.thread.upstreams, &stream.request) else {
@@ -155,7 +155,13 @@ async fn forward_request(
         respect_expected: router.respect_expected_rq_timeout,
         suppress_envoy_headers: router.suppress_envoy_headers,
     };
+    if let Some(name) = timeouts::malformed(&stream.request.headers, &router.strict_check_headers) {
+        return Next::Answer(refuse_header(stream, name));
+    }
     stream.info.attempt_count = 1;
+    if forward.include_attempt_count {
+        stream.request.headers.insert(ENVOY_ATTEMPT_COUNT, 1.into());
+    }
     let timeouts = timeouts::decide(&mut stream.request, &policy, stream.is_grpc);
     matched.finalize_request(&mut stream.request, &stream.info, !router.suppress_envoy_headers);
     if stream.connection.manager.config.scheme_header_transformation == Some(SchemeTransformation::MatchUpstream) {
@@ -174,12 +180,13 @@ async fn forward_request(
         Ok(done) => done,
         Err(answer) => return Next::Answer(answer),
     };
-    if let (Some(policy), Some(original)) = (&forward.config.internal_redirect, &original)
+    let method = stream.request.method.clone();
+    if let Some(policy) = &forward.config.internal_redirect
         && request.is_read()
-        && redirect::follow(stream, policy, original, &head, redirects)
+        && redirect::follow(stream, policy, &head, redirects)
     {
         drop((attempt, body));
-        if stream.request.method == original.method {
+        if stream.request.method == method {
             request.rewind()
         } else {
             *request = Pump::new(Body::Empty)
@@ -206,9 +213,6 @@ async fn attempts(
 ) -> Result<(Attempt, ResponseHead, Body), Answer> {
     let mut replays = 0;
     loop {
-        if forward.include_attempt_count {
-            stream.request.headers.insert(ENVOY_ATTEMPT_COUNT, stream.info.attempt_count.into());
-        }
         let mut attempt = match connect(stream, cluster, forward, timeouts, request, responder).await {
             Ok(attempt) => attempt,
             Err(Ok(answer)) => return Err(answer),
@@ -246,9 +250,8 @@ async fn connect(
         LbContext { connection: Some(&connection.info), request: Some(&stream.request), ..LbContext::default() };
     let Some(host) = cluster.choose_host(&context) else {
         stream.info.set_flag(ResponseFlag::NoHealthyUpstream);
-        return Err(Ok(Answer::Local(
-            LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream").by_router(),
-        )));
+        let reply = LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream");
+        return Err(Ok(Answer::Local(after_attempt(stream, reply))));
     };
     if let Some(route) = stream.route.clone() {
         let keep = !connection.manager.router.suppress_envoy_headers;
@@ -378,10 +381,10 @@ async fn respond(
             .insert(ENVOY_UPSTREAM_SERVICE_TIME, number(now.saturating_duration_since(sent).as_millis() as u64));
     }
     if let Some(route) = stream.route.clone() {
+        route.finalize_response(&mut head, &stream.request, &stream.info);
         if route.include_attempt_count_in_response() {
             head.headers.insert(ENVOY_ATTEMPT_COUNT, stream.info.attempt_count.into());
         }
-        route.finalize_response(&mut head, &stream.request, &stream.info);
     }
     stream.respond(head, body, request, responder, Some(attempt)).await;
     let end = clock::now();
@@ -427,7 +430,25 @@ fn failed(stream: &mut Stream, cluster: &Rc<ThreadCluster>, error: &StreamError)
     if overflow && !stream.connection.manager.router.suppress_envoy_headers {
         reply.headers.insert(ENVOY_OVERLOADED, HeaderValue::from_static("true"));
     }
-    Answer::Local(reply.by_router())
+    Answer::Local(after_attempt(stream, reply))
+}
+
+/// The router's reply once it turned to a cluster.
+fn after_attempt(stream: &Stream, mut reply: LocalReply) -> LocalReply {
+    if stream.route.as_ref().is_some_and(|route| route.include_attempt_count_in_response()) {
+        reply.headers.insert(ENVOY_ATTEMPT_COUNT, stream.info.attempt_count.into());
+    }
+    reply.by_router()
+}
+
+/// A header that the router is to check strictly has a value that means nothing.
+fn refuse_header(stream: &mut Stream, name: &HeaderName) -> Answer {
+    let value = stream.request.headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes())).unwrap_or_default();
+    let body = format!("invalid header '{name}' with value '{value}'");
+    stream.info.set_flag(ResponseFlag::InvalidEnvoyRequestHeaders);
+    stream.info.set_details(format!("request_headers_failed_strict_check{{{name}}}"));
+    stream.must_close = true;
+    Answer::Local(LocalReply::new(StatusCode::BAD_REQUEST, Bytes::from(body), "").by_router())
 }
 
 /// A timeout passed, or the client went away, before there was a response.
@@ -462,13 +483,13 @@ fn timed_out(
         other => return stream.interrupted(other, request),
     };
     stream.info.set_flag(flag);
-    let status = if details == "upstream_max_stream_duration_reached" {
-        StatusCode::REQUEST_TIMEOUT
+    let (status, body) = if flag == ResponseFlag::UpstreamMaxStreamDurationReached && !request.is_read() {
+        (StatusCode::REQUEST_TIMEOUT, body)
     } else if timeouts.alt_response && flag == ResponseFlag::UpstreamRequestTimeout {
-        StatusCode::NO_CONTENT
+        (StatusCode::NO_CONTENT, "")
     } else {
-        StatusCode::GATEWAY_TIMEOUT
+        (StatusCode::GATEWAY_TIMEOUT, body)
     };
     cluster.count_local(status.as_u16(), stream.connection.manager.router.dynamic_stats, stream.is_internal);
-    Answer::Local(LocalReply::new(status, body, details).by_router())
+    Answer::Local(after_attempt(stream, LocalReply::new(status, body, details)))
 }

@@ -5,7 +5,10 @@ use crate::{
     base::StreamError,
     filters::LocalReply,
     http::header_rules::HeaderRules,
-    observe::{access_log::LogFilter, format::Format},
+    observe::{
+        access_log::LogFilter,
+        format::{Facts, Format},
+    },
 };
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
@@ -75,8 +78,7 @@ fn rewrite(stream: &mut Stream, head: &mut ResponseHead, mut body: Bytes) -> (By
     stream.info.response_code = head.status.as_u16();
     let mut format = rules.format.as_ref();
     let runtime = connection.thread.runtime();
-    if let Some(mapper) = rules.mappers.iter().find(|mapper| mapper.filter.matches(&stream.facts(Some(head)), &runtime))
-    {
+    if let Some(mapper) = rules.mappers.iter().find(|mapper| mapper.filter.matches(&facts(stream, head), &runtime)) {
         if let Some(new) = &mapper.body {
             body = new.clone();
         }
@@ -90,12 +92,17 @@ fn rewrite(stream: &mut Stream, head: &mut ResponseHead, mut body: Bytes) -> (By
     match format {
         None => (body, None),
         Some(format) => {
-            let mut facts = stream.facts(Some(head));
+            let mut facts = facts(stream, head);
             facts.local_reply_body = Some(&body);
             let text = format.format.text(&facts);
             (text.into(), Some(format.content_type.clone()))
         }
     }
+}
+
+/// The stream as mappers and formats see it: nothing is logged here.
+fn facts<'a>(stream: &'a Stream, head: &'a ResponseHead) -> Facts<'a> {
+    Facts { log_type: "NotSet", ..stream.facts(Some(head)) }
 }
 
 /// `upstream_reset_before_response_started{connection_termination}` and its kin: words without spaces.

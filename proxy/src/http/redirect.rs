@@ -12,14 +12,19 @@ use http::{HeaderValue, Method, StatusCode, header};
 use std::sync::Arc;
 use weft_config::route::{InternalRedirectPolicy, RedirectPredicate};
 
-/// Follows the response's `location` if the policy allows it: the stream then has a new request and route.
-/// `original` is the request before the route rewrote it; `count` how many redirects were followed already.
+/// The redirects that one stream followed: from which route to which, by name.
+#[derive(Default)]
+pub struct Followed(Vec<(RouteName, RouteName)>);
+
+type RouteName = Option<Arc<str>>;
+
+/// Follows the response's `location` if the policy allows it: the stream then has a new request and route. What the
+/// route that is left did to the request's headers stays.
 pub fn follow(
     stream: &mut Stream,
     policy: &InternalRedirectPolicy,
-    original: &RequestHead,
     response: &ResponseHead,
-    count: &mut u32,
+    followed: &mut Followed,
 ) -> bool {
     if !policy.codes.contains(&response.status.as_u16()) {
         return false;
@@ -28,23 +33,26 @@ pub fn follow(
     let location = response.headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
     // Only absolute URLs: a relative one is the client's to resolve.
     let Some(target) = location
+        .filter(|location| !location.contains(' '))
         .and_then(|location| url::Url::parse(location).ok())
-        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        .filter(url::Url::has_host)
     else {
         stats.passthrough_internal_redirect_bad_location.inc();
         return false;
     };
     let arrived_by_tls = stream.connection.info.transport_protocol == "tls";
-    if !policy.allow_cross_scheme_redirect && (target.scheme() == "https") != arrived_by_tls {
+    let was_plain = stream.request.scheme == "http" || !arrived_by_tls;
+    if !policy.allow_cross_scheme_redirect && (target.scheme() == "http") != was_plain {
         stats.passthrough_internal_redirect_unsafe_scheme.inc();
         return false;
     }
-    if *count >= policy.max_internal_redirects {
+    if followed.0.len() >= policy.max_internal_redirects as usize {
         stats.passthrough_internal_redirect_too_many_redirects.inc();
         return false;
     }
-    let mut next = original.clone();
-    let url = [&original.scheme[..], b"://", &original.authority, &original.path].concat();
+    let mut next = stream.request.clone();
+    let scheme: &[u8] = if was_plain { b"http" } else { b"https" };
+    let url = [scheme, b"://", &next.authority, &next.path].concat();
     if let Ok(url) = HeaderValue::from_bytes(&url) {
         next.headers.insert(ENVOY_ORIGINAL_URL, url);
     }
@@ -62,13 +70,14 @@ pub fn follow(
             next.headers.append(name, value.clone());
         }
     }
+    let flags = stream.info.flags;
     let before = (std::mem::replace(&mut stream.request, next), stream.route.clone());
     let found = stream.find_route().is_ok();
     let allowed = found
         && stream
             .route
             .as_ref()
-            .is_some_and(|route| allows(policy, before.1.as_deref(), route, target.scheme(), arrived_by_tls));
+            .is_some_and(|route| allows(policy, before.1.as_deref(), route, followed, target.scheme(), was_plain));
     if !allowed {
         let counter = if found {
             &stats.passthrough_internal_redirect_predicate
@@ -77,9 +86,12 @@ pub fn follow(
         };
         counter.inc();
         (stream.request, stream.route) = before;
+        stream.info.flags = flags;
         return false;
     }
-    *count += 1;
+    stream.redirected(response.status);
+    let name = |route: Option<&MatchedRoute>| route.and_then(|route| route.route.name.clone());
+    followed.0.push((name(before.1.as_deref()), name(stream.route.as_deref())));
     true
 }
 
@@ -94,14 +106,18 @@ fn allows(
     policy: &InternalRedirectPolicy,
     from: Option<&MatchedRoute>,
     to: &MatchedRoute,
+    followed: &Followed,
     scheme: &str,
-    arrived_by_tls: bool,
+    was_plain: bool,
 ) -> bool {
     policy.predicates.iter().all(|predicate| match predicate {
-        RedirectPredicate::PreviousRoutes => from.is_none_or(|from| !Arc::ptr_eq(&from.route, &to.route)),
+        RedirectPredicate::PreviousRoutes => {
+            let from = from.and_then(|from| from.route.name.clone());
+            !followed.0.contains(&(from, to.route.name.clone()))
+        }
         RedirectPredicate::AllowListedRoutes(names) => {
             to.route.name.as_deref().is_some_and(|name| names.iter().any(|n| n == name))
         }
-        RedirectPredicate::SafeCrossScheme => arrived_by_tls || scheme == "http",
+        RedirectPredicate::SafeCrossScheme => !was_plain || scheme != "https",
     })
 }

@@ -337,7 +337,7 @@ impl Stream {
             self.connection.stats.downstream_cx_upgrades_active.inc();
             return Ok(());
         }
-        if self.request.is_connect() && self.route.is_none() {
+        if self.route.is_none() {
             // The router says so.
             return Ok(());
         }
@@ -354,10 +354,13 @@ impl Stream {
         }
         if let Some(most) = &forward.config.max_stream_duration {
             let mut limit = most.max_stream_duration;
-            if let (true, Some(cap)) = (self.is_grpc, most.grpc_timeout_header_max) {
-                // The client's deadline, capped; zero caps nothing.
-                let asked = grpc::timeout(&self.request.headers)
-                    .map(|asked| if cap.is_zero() { asked } else { asked.min(cap) });
+            if let Some(cap) = most.grpc_timeout_header_max {
+                // The client's deadline, capped; zero caps nothing, and asks for as much as there is.
+                let asked = grpc::timeout(&self.request.headers).map(|asked| match (asked.is_zero(), cap.is_zero()) {
+                    (_, true) => asked,
+                    (true, false) => cap,
+                    (false, false) => asked.min(cap),
+                });
                 let offset = most.grpc_timeout_header_offset.unwrap_or_default();
                 let asked = asked.map(|asked| if offset < asked { asked - offset } else { asked });
                 if let Some(asked) = asked {
@@ -430,7 +433,7 @@ impl Stream {
             Deadline::MaxStreamDuration => {
                 stats.downstream_rq_max_duration_reached.inc();
                 (
-                    StatusCode::REQUEST_TIMEOUT,
+                    if request.is_read() { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT },
                     "downstream duration timeout",
                     "max_duration_timeout",
                     Some(ResponseFlag::DurationTimeout),
@@ -472,8 +475,26 @@ impl Stream {
         }
     }
 
+    /// Logs the part of the stream that an internal redirect ended; the rest begins anew.
+    pub fn redirected(&mut self, status: StatusCode) {
+        let connection = self.connection.clone();
+        self.info.response_code = status.as_u16();
+        self.info.set_details("internal_redirect");
+        connection.manager.access_logs.log(&self.facts(None), &connection.thread.runtime());
+        self.info.response_code = 0;
+        self.info.response_code_details = None;
+        self.info.attempt_count = 0;
+        self.info.upstream = Default::default();
+    }
+
     /// Gives the client a local reply: through the response filters, as gRPC where the client speaks that.
     pub async fn answer(&mut self, reply: LocalReply, request: &mut Pump, responder: &mut Responder) {
+        if self.info.upstream.cluster.is_none() {
+            // The request was not taken to the cluster that it was meant for.
+            let cluster =
+                self.route.as_ref().and_then(|route| route.cluster(&self.connection.thread.upstreams, &self.request));
+            self.info.upstream.cluster = cluster.map(|cluster| cluster.info().observability_name.clone());
+        }
         self.info.set_details(reply.details);
         let (head, body) = local_reply::build(self, reply);
         self.respond(head, body, request, responder, None).await;

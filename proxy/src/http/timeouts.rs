@@ -1,7 +1,7 @@
 //! How long a request may take: the route's timeouts, the request's own headers, and gRPC's deadline.
 
 use super::{RequestHead, grpc, header_names::*};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use std::time::Duration;
 
 /// A request's timeouts; zero is none.
@@ -35,7 +35,7 @@ pub struct TimeoutPolicy {
     pub suppress_envoy_headers: bool,
 }
 
-fn milliseconds(headers: &HeaderMap, name: http::HeaderName) -> Option<Duration> {
+fn milliseconds(headers: &HeaderMap, name: HeaderName) -> Option<Duration> {
     headers.get(name)?.to_str().ok()?.trim().parse().ok().map(Duration::from_millis)
 }
 
@@ -64,6 +64,34 @@ pub fn decide(head: &mut RequestHead, policy: &TimeoutPolicy, is_grpc: bool) -> 
     }
     tell(headers, &timeouts, policy, is_grpc);
     timeouts
+}
+
+/// The first of `names` whose value is not what it has to be.
+pub fn malformed<'n>(headers: &HeaderMap, names: &'n [HeaderName]) -> Option<&'n HeaderName> {
+    const ON: &[&str] = &[
+        "5xx",
+        "gateway-error",
+        "connect-failure",
+        "envoy-ratelimited",
+        "retriable-4xx",
+        "refused-stream",
+        "retriable-status-codes",
+        "retriable-headers",
+        "reset",
+        "reset-before-request",
+        "http3-post-connect-failure",
+    ];
+    const GRPC_ON: &[&str] = &["cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"];
+    names.iter().find(|name| {
+        let Some(value) = headers.get(*name) else { return false };
+        let text = value.to_str().unwrap_or_default();
+        let all_of = |known: &[&str]| text.split(',').all(|word| known.contains(&word.trim()));
+        !match name.as_str() {
+            "x-envoy-retry-on" => all_of(ON),
+            "x-envoy-retry-grpc-on" => all_of(GRPC_ON),
+            _ => text.trim().parse::<u64>().is_ok(),
+        }
+    })
 }
 
 /// What the request's own headers ask for.
