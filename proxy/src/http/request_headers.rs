@@ -64,11 +64,11 @@ pub fn normalize_path(head: &mut RequestHead, config: &HttpConnectionManager) ->
     if !matches!(action, Action::KeepUnchanged | Action::ImplementationSpecificDefault)
         && let Some(unescaped) = path::unescape_slashes(&head.path)
     {
+        head.path = unescaped;
         if action == Action::RejectRequest {
             return PathAction::Reject;
         }
         redirect = action == Action::UnescapeAndRedirect;
-        head.path = unescaped;
     }
     if config.normalize_path {
         match path::normalize(&head.path) {

@@ -562,7 +562,10 @@ impl Kind {
             Self::QueryParameter(name) => facts.request.and_then(|r| decoded_query_parameter(query_of(&r.path), name)),
             Self::QueryParameters => facts.request.map(|r| query_of(&r.path)).filter(|q| !q.is_empty()).map(Cow::from),
             Self::GrpcStatus(form) => grpc_status(facts).map(|status| grpc_name(status, *form)),
-            Self::LocalReplyBody => facts.local_reply_body.map(|body| String::from_utf8_lossy(body)),
+            // Empty, not missing: also where there is none, as in access logs.
+            Self::LocalReplyBody => {
+                Some(facts.local_reply_body.map_or("".into(), |body| String::from_utf8_lossy(body)))
+            }
             Self::LogType => Some(facts.log_type.into()),
             Self::TraceId => info.trace_id.as_deref().map(Cow::from),
             Self::SpanId => info.span_id.as_deref().map(Cow::from),
