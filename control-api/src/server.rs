@@ -6,14 +6,18 @@
 
 mod cache;
 mod directory;
+mod file;
 mod grpc;
 mod interest;
+mod listen;
 mod session;
 mod snapshot;
+mod watch;
 
 pub use cache::{Event, SnapshotCache};
 pub use directory::{Directory, Report};
-pub use grpc::{Listener, serve};
+pub use grpc::serve;
+pub use listen::Listener;
 pub use session::{Service, Session};
 pub use snapshot::{Resource, Resources, Snapshot};
 

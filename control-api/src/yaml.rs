@@ -14,14 +14,26 @@ use std::{borrow::Cow, collections::HashMap};
 
 /// The tree of a YAML text.
 pub fn parse(text: &str) -> Result<Node, Problem> {
-    let mut reader = Reader {
-        parser: Parser::new_from_str(text),
-        anchors: HashMap::new(),
-        nodes: 0,
-        end: Position { line: 1, column: 1 },
-    };
-    reader.document()
+    Reader::new(text).document()?.ok_or_else(|| Problem::at(START, "", EMPTY))
 }
+
+/// The trees of all documents of a YAML text, apart from empty ones.
+///
+/// # Errors
+/// It is no YAML, or there is none.
+pub fn parse_all(text: &str) -> Result<Vec<Node>, Problem> {
+    let mut reader = Reader::new(text);
+    let mut all = Vec::new();
+    while let Some(node) = reader.document()? {
+        if node.value != NodeValue::Null {
+            all.push(node);
+        }
+    }
+    if all.is_empty() { Err(Problem::at(START, "", EMPTY)) } else { Ok(all) }
+}
+
+const START: Position = Position { line: 1, column: 1 };
+const EMPTY: &str = "the text is empty";
 
 struct Reader<'a> {
     parser: Parser<'a, StrInput<'a>>,
@@ -32,6 +44,10 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    fn new(text: &'a str) -> Self {
+        Self { parser: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0, end: START }
+    }
+
     fn next(&mut self) -> Result<(Event<'a>, Position), Problem> {
         match self.parser.next_event() {
             Some(Ok((event, Span { start, .. }))) => {
@@ -43,12 +59,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn document(&mut self) -> Result<Node, Problem> {
+    /// The next document; `None` at the end of the text.
+    fn document(&mut self) -> Result<Option<Node>, Problem> {
         loop {
             match self.next()? {
-                (Event::StreamStart | Event::DocumentStart(_) | Event::Nothing, _) => {}
-                (Event::StreamEnd | Event::DocumentEnd, at) => return Err(Problem::at(at, "", "the text is empty")),
-                (event, at) => return self.node(event, at, 0),
+                (Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd | Event::Nothing, _) => {}
+                (Event::StreamEnd, _) => return Ok(None),
+                (event, at) => return self.node(event, at, 0).map(Some),
             }
         }
     }
@@ -273,6 +290,16 @@ mod tests {
         assert_eq!(node.get("y").unwrap().get("a").unwrap().value, NodeValue::Number("1".into()));
         assert_eq!(node.get("y").unwrap().get("b").unwrap().value, NodeValue::Number("3".into()));
         assert_eq!(node.get("z").unwrap().value, NodeValue::Number("2".into()));
+    }
+
+    #[test]
+    fn documents_are_told_apart() {
+        let all = parse_all("# first\na: 1\n---\n---\na: 2\n...\n").unwrap();
+        let values: Vec<_> = all.iter().map(|node| node.get("a").unwrap().value.clone()).collect();
+        assert_eq!(values, [NodeValue::Number("1".into()), NodeValue::Number("2".into())]);
+        assert_eq!(all[1].position.line, 5);
+        assert!(parse_all("# nothing\n").is_err() && parse_all("---\n---\n").is_err());
+        assert_eq!(parse_all("a: 1\n---\nb: [\n").unwrap_err().position.unwrap().line, 4);
     }
 
     #[test]

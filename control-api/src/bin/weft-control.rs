@@ -1,18 +1,31 @@
 //! `weft-control`: serves a directory of resources over xDS.
 
 use clap::Parser;
-use std::{io::Write as _, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{fmt, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::signal::unix::{SignalKind, signal};
 use weft_control_api::server::{Directory, Event, Listener, Report, SnapshotCache, serve};
 
 /// Serves a directory of YAML and JSON resources over xDS: ADS and each discovery service by itself, state of the world
 /// and delta. The directory is watched; a change reaches clients at once.
 ///
-/// A file holds one resource (a map with "@type") or several (a list of such maps under "resources"). Files directly in
-/// DIR are for every node; those in DIR/NAME are only for nodes whose id, or else whose cluster, is NAME, and there take
-/// the place of resources of the same kind and name. A file with mistakes is reported and changes nothing.
+/// A file (.yaml, .yml or .json) holds one resource (a map with "@type") or several (a list of such maps under
+/// "resources", or YAML documents). Files directly in DIR are for every node; those in DIR/NAME are only for nodes whose
+/// id, or else whose cluster, is NAME, and there take the place of resources of the same kind and name. Names that begin
+/// with a dot are left out. A file with mistakes is reported and changes nothing: what it held before is served on. What
+/// a client refuses is reported with the client's reason, and stays that client's affair.
+///
+/// For example, DIR/hello.yaml:
+///
+///   "@type": type.googleapis.com/envoy.config.route.v3.RouteConfiguration
+///   name: hello
+///   virtual_hosts:
+///   - name: all
+///     domains: ["*"]
+///     routes: [{match: {prefix: /}, direct_response: {status: 200}}]
+///
+/// Whoever can connect can read everything: listen where only your proxies are.
 #[derive(Parser)]
-#[command(name = "weft-control", version)]
+#[command(name = "weft-control", version, verbatim_doc_comment)]
 struct Options {
     /// The directory of resources.
     #[arg(long, value_name = "DIR")]
@@ -81,18 +94,53 @@ fn tell(read: &Report) {
 fn report(event: &Event, verbose: bool) {
     match event {
         Event::Nacked { node, kind, version, message } => {
-            say(&format!("node {node:?} refused {} resources, version {version}: {message}", kind.noun()));
+            let (node, message) = (Node(node), plain(message));
+            say(&format!("node {node} refused {} resources, version {version}: {message}", kind.noun()));
         }
         Event::Acked { node, kind, version } if verbose => {
-            say(&format!("node {node:?} took {} resources, version {version}", kind.noun()));
+            say(&format!("node {} took {} resources, version {version}", Node(node), kind.noun()));
         }
-        Event::Connected { node, peer } if verbose => say(&format!("node {node:?} connected from {peer}")),
-        Event::Disconnected { node, peer } if verbose => say(&format!("node {node:?} at {peer} disconnected")),
+        Event::Connected { node, peer } if verbose => say(&format!("node {} connected from {peer}", Node(node))),
+        Event::Disconnected { node, peer } if verbose => say(&format!("node {} at {peer} disconnected", Node(node))),
         _ => {}
     }
+}
+
+/// What a client calls itself, quoted, and not at any length.
+struct Node<'a>(&'a str);
+
+impl fmt::Display for Node<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &self.0[..self.0.floor_char_boundary(256)])
+    }
+}
+
+/// What a client says, so that it can neither pass for a line of ours nor control a terminal.
+fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.trim_end().chars() {
+        match c {
+            '\n' => plain.push_str("\n    "),
+            c if c.is_control() => plain.extend(c.escape_default()),
+            c => plain.push(c),
+        }
+    }
+    plain
 }
 
 /// Writes a line; whoever closed the terminal does not want it.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_clients_say_stays_within_its_line() {
+        assert_eq!(plain("no good: é\nnode \"b\" took it\x1b[2J\r\n"), "no good: é\n    node \"b\" took it\\u{1b}[2J");
+        assert_eq!(Node("a\n\x1b").to_string(), r#""a\n\u{1b}""#);
+        assert_eq!(Node(&"é".repeat(1000)).to_string().chars().count(), 130);
+    }
 }

@@ -56,7 +56,9 @@ impl SnapshotCache {
 
     /// A node belongs to the group of its id, else of its cluster, else to the group with the empty name.
     pub fn by_id_and_cluster(node: &Node) -> Vec<String> {
-        vec![node.id.clone(), node.cluster.clone(), String::new()]
+        // A node without an id may still be of a cluster.
+        let named = [&node.id, &node.cluster].into_iter().filter(|name| !name.is_empty());
+        named.cloned().chain([String::new()]).collect()
     }
 
     /// Sets what a group gets.

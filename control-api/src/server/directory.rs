@@ -1,31 +1,21 @@
 //! Resources out of a directory of YAML and JSON files, read again whenever they change.
 //!
-//! A file holds one resource (a map with `@type`) or several (`resources:`, a list of such maps). Files directly in the
-//! directory are for every node. Those in a sub-directory are only for the nodes whose id, or else whose cluster, is its
+//! What is in a file: see `file`. Files directly in the directory are for every node. Those in a sub-directory are only for the nodes whose id, or else whose cluster, is its
 //! name; there they take the place of resources of the same kind and name that are for everybody. Names that begin with
 //! a dot are left out. Invariant: a file with problems changes nothing; what it held last goes on being served.
 
 use super::{
     cache::SnapshotCache,
+    file::{self, Named},
     snapshot::{Resource, Snapshot},
+    watch::Watch,
 };
-use crate::{
-    CheckOptions, EncodeOptions, Message as _, Name as _, Problem, check, encode,
-    envoy::service::discovery::v3::DiscoveryResponse, json, resource::ResourceType, text::Format, yaml,
-};
-use notify::{RecursiveMode, Watcher};
+use crate::{Problem, resource::ResourceType};
 use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    time::Duration,
 };
-use tokio::{sync::mpsc, time::timeout};
-
-/// How long nothing must happen after a change before files are read: editors write in several steps.
-const QUIET: Duration = Duration::from_millis(50);
-/// A directory that never comes to rest is read this often.
-const MOST: Duration = Duration::from_millis(500);
 
 /// Files, each with what is wrong with it.
 pub type Refused = Vec<(PathBuf, Vec<Problem>)>;
@@ -52,18 +42,12 @@ pub struct Directory {
     told: Refused,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct File {
-    content: Vec<u8>,
+    /// As it was read last, or why it could not be.
+    content: Result<Vec<u8>, String>,
     /// Of the last content that had no problems.
     resources: Vec<Named>,
-}
-
-#[derive(Clone, Debug)]
-struct Named {
-    kind: ResourceType,
-    name: String,
-    resource: Resource,
 }
 
 /// By group of nodes, the files of its resources.
@@ -87,16 +71,10 @@ impl Directory {
     /// The directory cannot be read.
     pub fn read(&mut self) -> io::Result<Report> {
         let mut report = Report::default();
-        let mut found = BTreeMap::new();
-        for path in self.list()? {
-            match std::fs::read(&path) {
-                Ok(content) => drop(found.insert(path, content)),
-                // It went away since it was listed.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => report.refused.push((path, vec![Problem::new("", e.to_string())])),
-            }
-        }
-        let gone: Vec<PathBuf> = self.files.keys().filter(|path| !found.contains_key(*path)).cloned().collect();
+        let found = self.list()?;
+        // What is in a directory that cannot be read is not gone.
+        let is_there = |path: &Path| found.contains_key(path) || path.parent().is_some_and(|p| found.contains_key(p));
+        let gone: Vec<PathBuf> = self.files.keys().filter(|path| !is_there(path)).cloned().collect();
         for path in gone {
             self.files.remove(&path);
             report.changed.push(path);
@@ -105,20 +83,25 @@ impl Directory {
             if self.files.get(&path).is_some_and(|file| file.content == content) {
                 continue;
             }
-            let file = self.files.entry(path.clone()).or_default();
-            match parse(&path, &content, self.unchecked) {
+            let parsed = match &content {
+                Ok(content) => file::parse(&path, content, self.unchecked),
+                Err(why) => Err(vec![Problem::new("", why)]),
+            };
+            let empty = File { content: Ok(Vec::new()), resources: Vec::new() };
+            let file = self.files.entry(path.clone()).or_insert(empty);
+            file.content = content;
+            match parsed {
                 Ok(resources) => {
                     file.resources = resources;
                     report.changed.push(path);
                 }
                 Err(problems) => report.refused.push((path, problems)),
             }
-            file.content = content;
         }
         let (_, doubles) = self.groups();
         report.refused.extend(doubles.iter().filter(|double| !self.told.contains(double)).cloned());
         self.told = doubles;
-        report.resources = self.files.values().map(|file| file.resources.len()).sum();
+        report.resources = self.resources();
         Ok(report)
     }
 
@@ -129,48 +112,60 @@ impl Directory {
     }
 
     /// Keeps `cache` as the directory says until the process ends; tells `on_report` of everything that was read, from
-    /// the first time on.
+    /// the first time on. A directory that goes away later is waited for; what it held is served on.
     ///
     /// # Errors
-    /// The directory cannot be read or watched.
+    /// The directory cannot be read or watched to begin with.
     pub async fn feed(mut self, cache: &SnapshotCache, mut on_report: impl FnMut(&Report)) -> io::Result<()> {
-        let (sender, mut events) = mpsc::unbounded_channel();
-        let tell = move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|event| !event.kind.is_access()) {
-                let _ = sender.send(());
-            }
-        };
-        let mut watcher = notify::recommended_watcher(tell).map_err(io::Error::other)?;
-        watcher.watch(&self.root, RecursiveMode::Recursive).map_err(io::Error::other)?;
+        let mut watch = Watch::start(&self.root)?;
+        let mut is_lost: Option<String> = None;
+        on_report(&self.bring(cache)?);
         loop {
-            let report = self.read()?;
-            if !report.changed.is_empty() {
-                cache.set_all(self.snapshots());
+            watch.change(&self.root, is_lost.is_some()).await;
+            match self.bring(cache) {
+                Ok(report) => {
+                    is_lost = None;
+                    on_report(&report);
+                }
+                Err(e) if is_lost.as_ref() == Some(&e.to_string()) => {}
+                Err(e) => {
+                    let resources = self.resources();
+                    let refused = vec![(self.root.clone(), vec![Problem::new("", e.to_string())])];
+                    is_lost = Some(e.to_string());
+                    on_report(&Report { refused, resources, ..Report::default() });
+                }
             }
-            on_report(&report);
-            if events.recv().await.is_none() {
-                return Ok(());
-            }
-            let _ =
-                timeout(MOST, async { while timeout(QUIET, events.recv()).await.is_ok_and(|e| e.is_some()) {} }).await;
-            while events.try_recv().is_ok() {}
         }
     }
 
-    /// The files, in order: those for everybody first.
-    fn list(&self) -> io::Result<Vec<PathBuf>> {
-        let (mut files, mut directories) = (Vec::new(), Vec::new());
+    fn bring(&mut self, cache: &SnapshotCache) -> io::Result<Report> {
+        let report = self.read()?;
+        if !report.changed.is_empty() {
+            cache.set_all(self.snapshots());
+        }
+        Ok(report)
+    }
+
+    fn resources(&self) -> usize {
+        self.files.values().map(|file| file.resources.len()).sum()
+    }
+
+    /// The files with what is in them, and the directories that cannot be read.
+    fn list(&self) -> io::Result<BTreeMap<PathBuf, Result<Vec<u8>, String>>> {
+        let mut found = BTreeMap::new();
         for path in entries(&self.root)? {
-            if path.is_dir() {
-                directories.push(path);
-            } else if is_config(&path) {
-                files.push(path);
+            if !path.is_dir() {
+                found.extend(content(path));
+                continue;
+            }
+            match entries(&path) {
+                Ok(inner) => found.extend(inner.into_iter().filter_map(content)),
+                // It went away since it was listed.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => drop(found.insert(path, Err(e.to_string()))),
             }
         }
-        for directory in directories {
-            files.extend(entries(&directory)?.into_iter().filter(|path| path.is_file() && is_config(path)));
-        }
-        Ok(files)
+        Ok(found)
     }
 
     /// Resources by group, and the names that are there twice.
@@ -231,70 +226,21 @@ fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn is_config(path: &Path) -> bool {
-    path.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e.eq_ignore_ascii_case(known)))
-}
-
-/// The resources of a file.
-fn parse(path: &Path, content: &[u8], unchecked: bool) -> Result<Vec<Named>, Vec<Problem>> {
-    let text = std::str::from_utf8(content).map_err(|_| vec![Problem::new("", "is not UTF-8")])?;
-    let tree = match Format::of(path) {
-        Ok(Format::Yaml) => yaml::parse(text),
-        _ => json::parse(text),
+/// What is in a file of resources, or why it cannot be read; `None` for everything else.
+fn content(path: PathBuf) -> Option<(PathBuf, Result<Vec<u8>, String>)> {
+    let extension = path.extension()?;
+    if !["yaml", "yml", "json"].iter().any(|known| extension.eq_ignore_ascii_case(known)) {
+        return None;
     }
-    .map_err(|problem| vec![problem])?;
-    let one = tree.get("@type").is_some();
-    if !one && tree.get("resources").is_none() {
-        let about = "holds no resource; allowed: a map with \"@type\", or a list of such maps under \"resources\"";
-        return Err(vec![Problem::new("", about)]);
-    }
-    let options = EncodeOptions::default();
-    let (encoded, resources) = if one {
-        let encoded = encode(tree, "google.protobuf.Any", options)?;
-        let any = crate::Any::decode(&*encoded.bytes).map_err(|e| vec![Problem::new("", e.to_string())])?;
-        (encoded, vec![any])
-    } else {
-        let encoded = encode(tree, &DiscoveryResponse::full_name(), options)?;
-        let response = DiscoveryResponse::decode(&*encoded.bytes).map_err(|e| vec![Problem::new("", e.to_string())])?;
-        (encoded, response.resources)
+    let content = match std::fs::metadata(&path) {
+        // A pipe would be waited for, a directory is none of ours.
+        Ok(file) if !file.is_file() => return None,
+        Ok(_) => std::fs::read(&path),
+        Err(e) => Err(e),
     };
-    let (mut named, mut problems) = (Vec::new(), Vec::new());
-    for (i, any) in resources.into_iter().enumerate() {
-        let at = if one { String::new() } else { format!("resources[{i}]") };
-        let Some(kind) = ResourceType::of_url(&any.type_url) else {
-            let allowed: Vec<&str> = ResourceType::ALL.iter().map(|kind| kind.message()).collect();
-            let about = format!("found {}, allowed: {}", any.type_url, allowed.join(", "));
-            problems.push(Problem::new(below(&at, "@type"), about));
-            continue;
-        };
-        let found = match unchecked {
-            true => Vec::new(),
-            false => check(kind.message(), &any.value, CheckOptions::default()).problems,
-        };
-        let is_good = found.is_empty();
-        problems.extend(found.into_iter().map(|p| Problem { path: below(&at, &p.path), ..p }));
-        match kind.name_of(&any.value) {
-            Ok(name) if !name.is_empty() && is_good => {
-                named.push(Named { kind, name, resource: Resource::new(any.value) });
-            }
-            Ok(name) if name.is_empty() => {
-                let field = if kind == ResourceType::Endpoint { "cluster_name" } else { "name" };
-                problems.push(Problem::new(below(&at, field), "is not set; a resource that is served needs a name"));
-            }
-            _ => {}
-        }
-    }
-    if problems.is_empty() {
-        return Ok(named);
-    }
-    encoded.locate(&mut problems);
-    Err(problems)
-}
-
-fn below(at: &str, path: &str) -> String {
-    match (at, path) {
-        ("", path) => path.to_owned(),
-        (at, "") => at.to_owned(),
-        (at, path) => format!("{at}.{path}"),
+    match content {
+        // It went away since it was listed, unless it is a link that leads nowhere.
+        Err(e) if e.kind() == io::ErrorKind::NotFound && std::fs::symlink_metadata(&path).is_err() => None,
+        content => Some((path, content.map_err(|e| e.to_string()))),
     }
 }

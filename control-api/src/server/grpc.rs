@@ -4,6 +4,7 @@
 
 use super::{
     Event, SnapshotCache,
+    listen::{self, Listener},
     session::{Misuse, Request, Response, Service, Session},
 };
 use crate::{
@@ -15,65 +16,32 @@ use futures_util::{Stream, stream};
 use std::{
     convert::Infallible,
     future::Future,
-    io,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::{
-    net::{TcpListener, UnixListener},
-    sync::mpsc,
-};
+use tokio::sync::mpsc;
 use tonic::{
     Status, Streaming,
     body::Body,
     server::{Grpc, StreamingService},
     service::Routes,
-    transport::{Server, server::TcpIncoming},
+    transport::Server,
 };
 use tonic_prost::ProstCodec;
-
-/// Where clients connect to.
-#[derive(Debug)]
-pub enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-impl Listener {
-    /// Listens at `host:port` or `unix:PATH`. A socket file that nobody listens at any more is replaced.
-    ///
-    /// # Errors
-    /// The address cannot be had.
-    pub async fn bind(address: &str) -> io::Result<Self> {
-        let Some(path) = address.strip_prefix("unix:") else {
-            return TcpListener::bind(address).await.map(Self::Tcp);
-        };
-        if std::os::unix::net::UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
-            std::fs::remove_file(path)?;
-        }
-        UnixListener::bind(path).map(Self::Unix)
-    }
-
-    /// The address, with the port that was chosen for port 0.
-    pub fn address(&self) -> String {
-        match self {
-            Self::Tcp(tcp) => tcp.local_addr().map(|a| a.to_string()).unwrap_or_default(),
-            Self::Unix(unix) => {
-                let address = unix.local_addr().ok();
-                let path = address.as_ref().and_then(|a| a.as_pathname());
-                path.map(|path| format!("unix:{}", path.display())).unwrap_or_default()
-            }
-        }
-    }
-}
 
 /// Clients whose machine is gone are noticed by this.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Requests are no longer than this.
 const MOST: usize = 16 << 20;
+/// What a node says of itself is kept as long as its stream lives, and is no longer than this.
+const MOST_OF_NODE: usize = 1 << 20;
+/// Of a refusal's reason, so much is told.
+const MOST_OF_REASON: usize = 16 << 10;
+/// Streams of one connection at a time: a client has one, or one for each kind and cluster.
+const STREAMS: u32 = 4096;
 /// Requests that wait while a stream's responses are not read.
 const WAITING: usize = 1;
 
@@ -86,20 +54,14 @@ pub async fn serve(
     cache: Arc<SnapshotCache>,
     until: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), tonic::transport::Error> {
-    let mut server =
-        Server::builder().http2_keepalive_interval(Some(KEEPALIVE)).http2_keepalive_timeout(Some(KEEPALIVE));
-    let router = server.add_routes(routes(&cache));
+    let router = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(STREAMS)
+        .add_routes(routes(&cache));
     match listener {
-        Listener::Tcp(tcp) => {
-            router.serve_with_incoming_shutdown(TcpIncoming::from(tcp).with_nodelay(Some(true)), until).await
-        }
-        Listener::Unix(unix) => {
-            let incoming = stream::unfold(unix, |unix| async {
-                let accepted = unix.accept().await.map(|(stream, _)| stream);
-                Some((accepted, unix))
-            });
-            router.serve_with_incoming_shutdown(incoming, until).await
-        }
+        Listener::Tcp(tcp) => router.serve_with_incoming_shutdown(listen::tcp(tcp), until).await,
+        Listener::Unix(unix) => router.serve_with_incoming_shutdown(listen::unix(unix), until).await,
     }
 }
 
@@ -277,6 +239,10 @@ impl Client {
         if self.node.is_none() {
             // The first request says who asks; later ones need not.
             let node = said.unwrap_or_default();
+            if node.encoded_len() > MOST_OF_NODE {
+                let about = format!("a node of {} bytes, allowed: at most {MOST_OF_NODE}", node.encoded_len());
+                return Err(Status::resource_exhausted(about));
+            }
             self.session.set_snapshot(self.cache.snapshot(&node));
             self.cache.tell(Event::Connected { node: node.id.clone(), peer: self.peer.clone() });
             self.node = Some(node);
@@ -291,7 +257,10 @@ impl Client {
             let (node, kind, version) = (node.id.clone(), answer.kind, answer.version);
             self.cache.tell(match answer.refused {
                 None => Event::Acked { node, kind, version },
-                Some(message) => Event::Nacked { node, kind, version, message },
+                Some(mut message) => {
+                    message.truncate(message.floor_char_boundary(MOST_OF_REASON));
+                    Event::Nacked { node, kind, version, message }
+                }
             });
         }
         Ok(())

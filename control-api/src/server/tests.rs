@@ -1,13 +1,13 @@
 //! The server's stream logic and its directory, without sockets.
 
 use super::{
-    Directory, Resource, Service, Session, Snapshot,
+    Directory, Resource, Service, Session, Snapshot, SnapshotCache,
     session::{Answer, Misuse, Request, Response},
 };
 use crate::{
     Message as _, Protocol, ResourceType,
     envoy::{
-        config::cluster::v3 as cluster,
+        config::{cluster::v3 as cluster, core::v3::Node},
         service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse},
     },
     google::rpc::Status,
@@ -332,4 +332,49 @@ fn a_directory_keeps_the_last_good_content_of_each_file() {
     directory.read().expect("readable");
     assert!(!directory.snapshots().contains_key("n1"));
     std::fs::remove_dir_all(&root).expect("it was made above");
+}
+
+#[test]
+fn a_file_may_hold_several_documents_and_what_cannot_be_read_is_not_gone() {
+    let root = std::env::temp_dir().join(format!("weft-documents-{}", std::process::id()));
+    std::fs::create_dir_all(&root).expect("a directory");
+    let routes = |name: &str| format!("\"@type\": {}\nname: {name}\n", RouteConfiguration.url());
+    let list = format!("resources:\n- {}  name: c\n", routes("x").replace("name: x\n", ""));
+    let file = root.join("all.yaml");
+    std::fs::write(&file, format!("{}---\n{}---\n{list}", routes("a"), routes("b"))).expect("a file");
+    std::fs::write(root.join("other.json"), "{\"resources\": []}").expect("a file");
+    let mut directory = Directory::new(&root);
+    let report = directory.read().expect("readable");
+    assert_eq!((report.resources, report.refused), (3, vec![]));
+
+    std::fs::write(&file, format!("{}---\n{}virtual_hosts: [{{}}]\n", routes("a"), routes("b"))).expect("a file");
+    let report = directory.read().expect("readable");
+    let problems: Vec<String> = report.refused[0].1.iter().map(ToString::to_string).collect();
+    assert!(problems[0].starts_with("6:17: virtual_hosts[0].name: "), "{problems:?}");
+    assert_eq!(report.resources, 3);
+
+    std::fs::remove_file(&file).expect("it is there");
+    std::os::unix::fs::symlink("nowhere", &file).expect("a link");
+    let report = directory.read().expect("readable");
+    assert_eq!((report.resources, report.refused.len()), (3, 1));
+    assert_eq!(directory.read().expect("readable").refused, [], "told once");
+    std::fs::remove_file(&file).expect("it is there");
+    assert_eq!(directory.read().expect("readable").resources, 0);
+    std::fs::remove_dir_all(&root).expect("it was made above");
+}
+
+#[test]
+fn a_node_is_of_the_group_of_its_id_or_else_of_its_cluster() {
+    let cache = SnapshotCache::new(SnapshotCache::by_id_and_cluster);
+    for group in ["", "web", "n1"] {
+        cache.set(group, Snapshot::default().with(Cluster, [(group.to_owned(), Resource::new("body"))]));
+    }
+    let group = |id: &str, cluster: &str| {
+        let node = Node { id: id.to_owned(), cluster: cluster.to_owned(), ..Default::default() };
+        let (name, _) =
+            cache.snapshot(&node).of(Cluster).iter().next().map(|(n, r)| (n.to_string(), r.clone())).expect("one");
+        name
+    };
+    let found = [("n1", "web"), ("n2", "web"), ("", "web"), ("n2", ""), ("", "")].map(|(id, of)| group(id, of));
+    assert_eq!(found, ["n1", "web", "web", "", ""]);
 }
