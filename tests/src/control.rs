@@ -4,7 +4,7 @@ use crate::{tools, until};
 use std::{
     fs::File,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -32,6 +32,7 @@ impl Control {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let root = std::env::temp_dir().join(format!("weft-control-{}-{n}", std::process::id()));
+        std::fs::create_dir_all(root.join("resources")).expect("a directory");
         for (name, content) in files {
             write(&root.join("resources"), name, content);
         }
@@ -64,6 +65,28 @@ impl Control {
     /// Puts a file in place, whole at once.
     pub fn write(&self, name: &str, content: &str) {
         write(&self.root.join("resources"), name, content);
+    }
+
+    /// The directory of its resources.
+    pub fn resources(&self) -> PathBuf {
+        self.root.join("resources")
+    }
+
+    /// Bytes of memory that it holds.
+    pub fn resident(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap_or(0) << 10
+    }
+
+    /// Asks it to end (SIGTERM), and waits until it did.
+    ///
+    /// # Panics
+    /// It does not.
+    pub fn terminate(mut self) -> ExitStatus {
+        let sent = Command::new("kill").arg(self.child.id().to_string()).status();
+        assert!(sent.is_ok_and(|status| status.success()), "kill");
+        until("weft-control to end", || self.child.try_wait().expect("it is our child"))
     }
 
     /// Everything that it said.

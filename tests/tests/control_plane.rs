@@ -327,3 +327,51 @@ fn what_changes_is_in_use_at_once_though_what_it_refers_to_is_the_same() {
         }
     }
 }
+
+#[test]
+fn a_directory_whose_links_are_swapped_or_that_is_replaced_is_followed() {
+    let port = free_port();
+    let control = Control::start(&[("l.yaml", &Transport::AdsDelta.listener(port))]);
+    let root = control.resources();
+    let link = |to: &str, from: &Path| {
+        let draft = root.join(".draft");
+        std::os::unix::fs::symlink(to, &draft).expect("a link");
+        std::fs::rename(draft, from).expect("it is put in place");
+    };
+    // As a ConfigMap is mounted: the file is a link through a link, and the latter is swapped.
+    control.write("..1/r.yaml", &says("one"));
+    link("..1", &root.join("..data"));
+    link("..data/r.yaml", &root.join("r.yaml"));
+    let _proxy = Proxy::start(&Kind::Weft, &Transport::AdsDelta.tcp("n1", control.port()));
+    wait_for(port, "one");
+    control.write("..2/r.yaml", &says("two"));
+    link("..2", &root.join("..data"));
+    std::fs::remove_dir_all(root.join("..1")).expect("it is there");
+    wait_for(port, "two");
+
+    let old = root.with_extension("old");
+    std::fs::rename(&root, &old).expect("it is moved away");
+    control.wait_for_line(&["resources: refused"]);
+    assert_eq!(body(port).as_deref(), Some("two"));
+    control.write("l.yaml", &Transport::AdsDelta.listener(port));
+    control.write("r.yaml", &says("three"));
+    wait_for(port, "three");
+    control.write("r.yaml", &says("four"));
+    wait_for(port, "four");
+}
+
+#[test]
+fn it_ends_when_asked_to_and_says_why_it_cannot_start() {
+    let control = Control::start(&[]);
+    let run = |arguments: &[&str]| {
+        let output = Command::new(tools::binary("weft-control")).args(arguments).output().expect("it runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = run(&["--dir", "/nowhere/at/all", "--listen", "127.0.0.1:0"]);
+    assert!(code == Some(1) && said.contains("/nowhere/at/all: "), "{said}");
+    let (code, said) = run(&["--dir", ".", "--listen", control.address()]);
+    assert!(code == Some(1) && said.contains(&format!("cannot listen at {}", control.address())), "{said}");
+    let (code, said) = run(&["--listen", "127.0.0.1:0"]);
+    assert!(code == Some(2) && said.contains("--dir"), "{said}");
+    assert_eq!(control.terminate().code(), Some(0));
+}
