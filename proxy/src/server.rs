@@ -8,6 +8,7 @@ pub mod file_watch;
 pub mod log_format;
 pub mod logging;
 pub mod quickstart;
+pub mod resident;
 pub mod runtime;
 pub mod view;
 pub mod worker;

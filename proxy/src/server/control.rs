@@ -4,7 +4,7 @@ use super::{
     boot::{self, Boot},
     cli::{Mode, Options},
     discovery::Discoveries,
-    file_watch,
+    file_watch, resident,
     runtime::Runtime,
     worker::{Message, Worker, WorkerOptions},
     xds::Xds,
@@ -177,6 +177,7 @@ impl Control {
         self.stats.listeners.workers_started.set(1);
         tracing::info!(target: "main", "starting main dispatch loop");
         self.flush_stats();
+        resident::give_back();
         Ok(())
     }
 
