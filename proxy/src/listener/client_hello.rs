@@ -5,7 +5,8 @@
 pub enum Hello {
     /// More bytes are needed.
     Partial,
-    NotTls,
+    /// They are none, for this reason.
+    NotTls(NotTls),
     Found {
         /// In lower case.
         server_name: Option<String>,
@@ -14,6 +15,32 @@ pub enum Hello {
         length: usize,
     },
 }
+
+/// Why bytes are no ClientHello, as Envoy's TLS library names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotTls {
+    WrongVersion,
+    RecordTooLong,
+    MessageTooLong,
+    OtherMessage,
+    BadExtension,
+}
+
+impl NotTls {
+    /// Code and name of the error.
+    pub fn error(self) -> &'static str {
+        match self {
+            Self::WrongVersion => "100000f7:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER",
+            Self::RecordTooLong => "10000092:SSL_routines:OPENSSL_internal:ENCRYPTED_LENGTH_TOO_LONG",
+            Self::MessageTooLong => "10000096:SSL_routines:OPENSSL_internal:EXCESSIVE_MESSAGE_SIZE",
+            Self::OtherMessage => "100000df:SSL_routines:OPENSSL_internal:UNEXPECTED_MESSAGE",
+            Self::BadExtension => "10000095:SSL_routines:OPENSSL_internal:ERROR_PARSING_EXTENSION",
+        }
+    }
+}
+
+/// Bytes that a record, or a ClientHello, may have.
+pub const MOST: usize = 1 << 14;
 
 /// So many bytes tell TLS from what is none.
 pub const ENOUGH: usize = 5;
@@ -50,29 +77,32 @@ pub fn parse(buf: &[u8]) -> Hello {
     loop {
         let Some(kind) = records.number(1) else { return Hello::Partial };
         if kind != 22 {
-            return Hello::NotTls;
+            return Hello::NotTls(NotTls::WrongVersion);
         }
         match records.number(1) {
             None => return Hello::Partial,
             Some(3) => {}
-            Some(_) => return Hello::NotTls,
+            Some(_) => return Hello::NotTls(NotTls::WrongVersion),
         }
         let Some(_) = records.number(1) else { return Hello::Partial };
         let Some(length) = records.number(2) else { return Hello::Partial };
-        if length == 0 || length > 1 << 14 {
-            return Hello::NotTls;
+        if length == 0 || length > MOST {
+            return Hello::NotTls(NotTls::RecordTooLong);
         }
         let available = length.min(records.0.len());
         message.extend_from_slice(&records.0[..available]);
-        if message.first().is_some_and(|kind| *kind != 1) {
-            return Hello::NotTls;
-        }
-        if let [1, a, b, c, ..] = message[..] {
+        if let [kind, a, b, c, ..] = message[..] {
             let needed = 4 + (usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c));
+            if needed > 4 + MOST {
+                return Hello::NotTls(NotTls::MessageTooLong);
+            }
+            if kind != 1 {
+                return Hello::NotTls(NotTls::OtherMessage);
+            }
             if message.len() >= needed {
                 let (server_name, protocols) = match extensions(&message[4..needed]) {
                     Some(found) => found,
-                    None => return Hello::NotTls,
+                    None => return Hello::NotTls(NotTls::BadExtension),
                 };
                 let before = message.len() - available;
                 let length = buf.len() - records.0.len() + (needed - before);
@@ -106,6 +136,9 @@ fn extensions(body: &[u8]) -> Option<Offer> {
                     while !names.0.is_empty() {
                         let kind = names.number(1)?;
                         let name = names.vector(2)?;
+                        if name.0.is_empty() || name.0.contains(&0) {
+                            return None;
+                        }
                         if kind == 0 {
                             found.0 = std::str::from_utf8(name.0).ok().map(str::to_ascii_lowercase);
                         }
@@ -160,8 +193,10 @@ mod tests {
         let found = Hello::Found { server_name: Some("a.example".into()), protocols, length };
         assert_eq!(parse(&hello), found);
         assert_eq!(parse(&[hello, b"more".to_vec()].concat()), found);
-        assert_eq!(parse(b"GET / HTTP/1.1\r\n"), Hello::NotTls);
-        assert_eq!(parse(&[22, 3, 1, 0, 1, 2]), Hello::NotTls);
+        assert_eq!(parse(b"GET / HTTP/1.1\r\n"), Hello::NotTls(NotTls::WrongVersion));
+        assert_eq!(parse(&[22, 3, 1, 0, 4, 2, 0, 0, 0]), Hello::NotTls(NotTls::OtherMessage));
+        assert_eq!(parse(b"\x16\x03\x01\0\x05hello"), Hello::NotTls(NotTls::MessageTooLong));
+        assert_eq!(parse(&[22, 3, 1, 0xff, 0xff]), Hello::NotTls(NotTls::RecordTooLong));
     }
 
     #[test]

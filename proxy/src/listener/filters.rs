@@ -4,7 +4,7 @@
 //! used up.
 
 use super::{
-    client_hello::{self, Hello},
+    client_hello::{self, Hello, NotTls},
     proxy_header::{self, Parsed},
     stats::{
         HttpInspectorStats, ProxyProtocolRootStats, ProxyProtocolStats, ProxyProtocolVersionStats, TlsInspectorStats,
@@ -116,6 +116,9 @@ impl ListenerFilter {
                 } = cx.unpack("typed_config", any)?;
                 cx.field("typed_config", |cx| {
                     cx.unsupported_if("tlv_location", tlv_location != 0);
+                    if disallowed_versions.contains(&0) && disallowed_versions.contains(&1) {
+                        cx.problem_at("disallowed_versions", "leaves no version that is allowed");
+                    }
                     Some(Kind::ProxyProtocol(ProxyProtocol {
                         allow_without: allow_requests_without_proxy_protocol,
                         disallow_v1: disallowed_versions.contains(&0),
@@ -332,17 +335,23 @@ async fn tls_inspector(
     stats: &TlsInspectorStats,
 ) -> Result<(), Refused> {
     loop {
-        match client_hello::parse(&accepted.buffer) {
-            Hello::Partial if accepted.buffer.len() >= options.most => {
+        let parsed = client_hello::parse(&accepted.buffer);
+        let is_full = accepted.buffer.len() >= options.most;
+        // With a limit below TLS's own, a message that is longer than both is over the limit.
+        let is_over = is_full && options.most < client_hello::MOST;
+        match parsed {
+            Hello::Partial | Hello::NotTls(NotTls::MessageTooLong)
+                if is_over || is_full && parsed == Hello::Partial =>
+            {
                 stats.client_hello_too_large.inc();
                 return Err(Refused::ByFilter);
             }
             Hello::Partial => accepted.read_more().await?,
-            Hello::NotTls => {
+            Hello::NotTls(why) => {
                 stats.tls_not_found.inc();
                 stats.bytes_processed.record(client_hello::ENOUGH as u64);
-                let why = not_tls(&accepted.buffer);
-                *accepted.info.transport_failure.borrow_mut() = Some(why.to_owned());
+                let error = http_or(&accepted.buffer, why.error());
+                *accepted.info.transport_failure.borrow_mut() = Some(format!("TLS_error|error:{error}:TLS_error_end"));
                 return if options.close_on_error { Err(Refused::ByFilter) } else { Ok(()) };
             }
             Hello::Found { server_name, protocols, length } => {
@@ -359,15 +368,15 @@ async fn tls_inspector(
     }
 }
 
-/// What Envoy's TLS library says of a connection that begins otherwise.
-fn not_tls(buf: &[u8]) -> &'static str {
+/// Envoy's TLS library knows HTTP when it sees it; `other` is its word for all else.
+fn http_or(buf: &[u8], other: &'static str) -> &'static str {
     let begins = |words: &[&[u8]]| words.iter().any(|word| buf.starts_with(word));
     if begins(&[b"GET ", b"POST ", b"HEAD ", b"PUT "]) {
-        "TLS_error|error:1000009c:SSL_routines:OPENSSL_internal:HTTP_REQUEST:TLS_error_end"
+        "1000009c:SSL_routines:OPENSSL_internal:HTTP_REQUEST"
     } else if begins(&[b"CONNE"]) {
-        "TLS_error|error:1000009b:SSL_routines:OPENSSL_internal:HTTPS_PROXY_REQUEST:TLS_error_end"
+        "1000009b:SSL_routines:OPENSSL_internal:HTTPS_PROXY_REQUEST"
     } else {
-        "TLS_error|error:100000f7:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end"
+        other
     }
 }
 
