@@ -105,7 +105,7 @@ fn all_problems_at_once_with_paths_and_places() {
     assert_eq!(found[1], "3:3: node.clutser: is not a field of envoy.config.core.v3.Node; did you mean \"cluster\"?");
     assert_eq!(
         found[2],
-        "7:11: static_resources.clusters[0].type: found \"STRICT_DSN\", did you mean STRICT_DNS? Allowed: STATIC, STRICT_DNS, \
+        "7:11: static_resources.clusters[0].type: found \"STRICT_DSN\", did you mean STRICT_DNS? allowed: STATIC, STRICT_DNS, \
          LOGICAL_DNS, EDS, ORIGINAL_DST"
     );
     assert!(found[3].starts_with(
