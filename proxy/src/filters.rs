@@ -10,6 +10,7 @@ use std::{any::Any as StdAny, future::Future, pin::Pin, sync::Arc};
 use weft_config::Context;
 use weft_control_api::Any;
 
+pub mod health_check;
 pub mod router;
 
 /// What a filter wants after a hook.
@@ -111,7 +112,7 @@ pub struct FilterFactory {
 }
 
 /// Every filter there is.
-pub const TABLE: &[FilterFactory] = &[router::FACTORY];
+pub const TABLE: &[FilterFactory] = &[health_check::FACTORY, router::FACTORY];
 
 /// The factory for a configuration of type `type_url`.
 pub fn by_type(type_url: &str) -> Option<&'static FilterFactory> {

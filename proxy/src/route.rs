@@ -5,10 +5,12 @@
 mod action;
 mod index;
 mod matched;
+mod per_filter;
 mod redirect;
 mod table;
 
 pub use action::{Action, Cluster, DirectResponse, Forward, Mirror, Weighted};
 pub use matched::MatchedRoute;
+pub use per_filter::{RouteFilter, RouteFilters};
 pub use redirect::Redirect;
 pub use table::{MatchContext, Route, RouteOutcome, RouteTable, VirtualHost, header_matches, shared_metadata};

@@ -9,7 +9,7 @@ use super::{
     thread::RouteSlot,
 };
 use crate::{
-    filters::{self, FilterConfig, HttpFilter, RouteFilterConfig, router, router::Router},
+    filters::{self, FilterConfig, HttpFilter, router, router::Router},
     observe::{
         access_log::{AccessLogs, LogFilter, LogWriter},
         format::Format,
@@ -100,8 +100,7 @@ impl ConnectionManager {
             if disabled {
                 return None;
             }
-            let per_route: Option<RouteFilterConfig> = None;
-            entry.config.create(stream, per_route.as_ref())
+            entry.config.create(stream, route.and_then(|route| route.config.as_ref()))
         };
         self.filters.iter().filter_map(create).collect()
     }

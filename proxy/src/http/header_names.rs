@@ -47,6 +47,7 @@ names! {
     ENVOY_RETRY_ON "x-envoy-retry-on",
     ENVOY_UPSTREAM_ALT_STAT_NAME "x-envoy-upstream-alt-stat-name",
     ENVOY_UPSTREAM_CANARY "x-envoy-upstream-canary",
+    ENVOY_UPSTREAM_HEALTHCHECKED_CLUSTER "x-envoy-upstream-healthchecked-cluster",
     ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS "x-envoy-upstream-rq-per-try-timeout-ms",
     ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE "x-envoy-upstream-rq-timeout-alt-response",
     ENVOY_UPSTREAM_RQ_TIMEOUT_MS "x-envoy-upstream-rq-timeout-ms",

@@ -1,6 +1,6 @@
 //! What a matched route does, with cluster names turned into numbers.
 
-use super::Redirect;
+use super::{Redirect, RouteFilters};
 use crate::{
     base::RuntimeSnapshot,
     http::{
@@ -62,7 +62,7 @@ pub struct WeightedCluster {
     runtime_key: String,
     pub rules: HeaderRules,
     pub host_rewrite: Option<Bytes>,
-    pub per_filter: config::PerFilterConfigs,
+    pub per_filter: RouteFilters,
 }
 
 /// A response without an upstream.
@@ -145,7 +145,8 @@ impl Compiler<'_> {
                         },
                         rules: cx.element("weighted_clusters.clusters", i, |cx| HeaderRules::compile(&c.headers, cx)),
                         host_rewrite: c.host_rewrite.clone().map(Bytes::from),
-                        per_filter: c.per_filter.clone(),
+                        per_filter: cx
+                            .element("weighted_clusters.clusters", i, |cx| RouteFilters::compile(&c.per_filter, cx)),
                     })
                     .collect();
                 Cluster::Weighted(Weighted {

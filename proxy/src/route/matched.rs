@@ -1,6 +1,6 @@
 //! A request's route with everything above it: what it inherits, and what it does to heads.
 
-use super::{Action, Forward, MatchContext, Route, RouteTable, VirtualHost, action::Cluster};
+use super::{Action, Forward, MatchContext, Route, RouteFilter, RouteTable, VirtualHost, action::Cluster};
 use crate::{
     http::{RequestHead, ResponseHead, header_names::*, header_rules::HeaderRules, request_headers::append},
     observe::{
@@ -14,7 +14,7 @@ use http::HeaderValue;
 use std::{rc::Rc, sync::Arc};
 use weft_config::{
     header_value::HeaderKey,
-    route::{HostRewrite, PathMatch, PathRewrite, PerFilterConfig},
+    route::{HostRewrite, PathMatch, PathRewrite},
 };
 
 /// The route that a request took.
@@ -67,7 +67,7 @@ impl MatchedRoute {
     }
 
     /// The most specific configuration of a filter.
-    pub fn per_filter(&self, name: &str) -> Option<&PerFilterConfig> {
+    pub fn per_filter(&self, name: &str) -> Option<&RouteFilter> {
         self.weighted()
             .and_then(|w| w.per_filter.get(name))
             .or_else(|| self.route.per_filter.get(name))

@@ -1,6 +1,6 @@
 //! Which route a request takes: its virtual host by domain, then the first route whose conditions all hold.
 
-use super::{Action, MatchedRoute, action::Compiler, index::PathIndex};
+use super::{Action, MatchedRoute, RouteFilters, action::Compiler, index::PathIndex};
 use crate::{
     base::RuntimeSnapshot,
     http::{
@@ -38,7 +38,7 @@ pub struct RouteTable {
     vhost_header: Option<HeaderName>,
     pub rules: HeaderRules,
     pub most_specific_wins: bool,
-    pub per_filter: config::PerFilterConfigs,
+    pub per_filter: RouteFilters,
 }
 
 /// A compiled virtual host.
@@ -48,7 +48,7 @@ pub struct VirtualHost {
     index: PathIndex,
     require_tls: RequireTls,
     pub rules: HeaderRules,
-    pub per_filter: config::PerFilterConfigs,
+    pub per_filter: RouteFilters,
     pub include_attempt_count: bool,
     pub include_attempt_count_in_response: bool,
     virtual_clusters: Vec<(Arc<str>, Vec<HeaderMatcher>)>,
@@ -61,7 +61,7 @@ pub struct Route {
     pub matching: RouteMatch,
     pub action: Action,
     pub rules: HeaderRules,
-    pub per_filter: config::PerFilterConfigs,
+    pub per_filter: RouteFilters,
     pub metadata: Option<Arc<Metadata>>,
     pub stat_prefix: Option<Arc<str>>,
     pub request_buffer_limit: Option<u64>,
@@ -106,7 +106,7 @@ impl RouteTable {
             vhost_header: config.vhost_header.clone(),
             rules: HeaderRules::compile(&config.headers, cx),
             most_specific_wins: config.most_specific_header_mutations_wins,
-            per_filter: config.per_filter.clone(),
+            per_filter: RouteFilters::compile(&config.per_filter, cx),
         };
         for (i, host) in config.virtual_hosts.iter().enumerate() {
             let number = i as u32;
@@ -222,7 +222,7 @@ impl VirtualHost {
                         matching: route.matching.clone(),
                         action: Compiler { names, host: config }.action(route, cx),
                         rules: HeaderRules::compile(&route.headers, cx),
-                        per_filter: route.per_filter.clone(),
+                        per_filter: RouteFilters::compile(&route.per_filter, cx),
                         metadata: shared_metadata(&route.metadata),
                         stat_prefix: (!route.stat_prefix.is_empty()).then(|| route.stat_prefix.as_str().into()),
                         request_buffer_limit: route.request_buffer_limit,
@@ -236,7 +236,7 @@ impl VirtualHost {
             routes,
             require_tls: config.require_tls,
             rules: HeaderRules::compile(&config.headers, cx),
-            per_filter: config.per_filter.clone(),
+            per_filter: RouteFilters::compile(&config.per_filter, cx),
             include_attempt_count: config.include_request_attempt_count,
             include_attempt_count_in_response: config.include_attempt_count_in_response,
             virtual_clusters: config
