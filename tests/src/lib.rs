@@ -18,6 +18,10 @@ pub use upstream::{Reply, Seen, Upstream};
 use std::{
     fmt::Debug,
     net::TcpListener,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixListener},
+    },
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
@@ -52,7 +56,12 @@ pub fn free_port() -> u16 {
     until("a free port", || {
         let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = 12_000 + u16::try_from(n % PORTS).expect("few enough");
-        TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(port)
+        // Test programs that run at the same time tell each other which ports are theirs.
+        let name = SocketAddr::from_abstract_name(format!("weft-tests-{port}")).expect("a short name");
+        let mine = UnixListener::bind_addr(&name).ok()?;
+        TcpListener::bind(("127.0.0.1", port)).ok()?;
+        std::mem::forget(mine);
+        Some(port)
     })
 }
 

@@ -87,7 +87,7 @@ fn tell(read: &Report) {
         for problem in problems {
             say(&format!("{}:{problem}", file.display()));
         }
-        say(&format!("{}: refused, its last good content is served on", file.display()));
+        say(&format!("{}: refused; what it held before, if anything, is served on", file.display()));
     }
 }
 
