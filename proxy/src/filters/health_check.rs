@@ -73,9 +73,6 @@ fn parse(any: &Any, cx: &mut Context) -> Option<HealthCheck> {
         if period.is_some() && !pass_through {
             cx.problem_at("cache_time", "must not be set when pass_through_mode is disabled");
         }
-        if pass_through && !cluster_min_healthy_percentages.is_empty() {
-            cx.problem_at("cluster_min_healthy_percentages", "must not be set when pass_through_mode is enabled");
-        }
         Some(HealthCheck {
             pass_through,
             headers: cx.elements("headers", headers, |cx, p| HeaderMatcher::from_proto(p, cx)),
@@ -130,7 +127,8 @@ impl HttpFilter for Filter {
             }
             let cluster = thread.local.service_cluster.clone();
             head.headers.insert(ENVOY_UPSTREAM_HEALTHCHECKED_CLUSTER, cluster.unwrap_or(HeaderValue::from_static("")));
-        } else if thread.health_check_failed.get() {
+        }
+        if thread.health_check_failed.get() {
             head.headers.insert(ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
         }
         Action::Continue

@@ -129,7 +129,7 @@ fn compile_filters(name: &str, configs: &[config::HttpFilter], cx: &mut Context)
                         filter.name
                     ));
                 }
-                found_router = cx.field("typed_config", |cx| router::parse(any, cx));
+                found_router = router::parse(any, cx);
                 return;
             }
             let Some(factory) = filters::by_type(&any.type_url) else {
@@ -142,7 +142,7 @@ fn compile_filters(name: &str, configs: &[config::HttpFilter], cx: &mut Context)
                 }
                 return;
             };
-            if let Some(config) = cx.field("typed_config", |cx| (factory.parse)(any, cx)) {
+            if let Some(config) = (factory.parse)(any, cx) {
                 entries.push(FilterEntry { name: filter.name.as_str().into(), config, disabled: filter.disabled });
             }
         });
