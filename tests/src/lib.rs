@@ -65,16 +65,26 @@ pub fn free_port() -> u16 {
     })
 }
 
-/// Runs the real Envoy and Weft on the same configuration and compares what `observe` makes of each. `config` is given
-/// the proxy's kind only so that it can choose ports; both must get the same otherwise.
+/// Runs Weft and the real Envoy on the same configuration; gives what `observe` makes of each, Weft first. `None` if there
+/// is no Envoy. `config` is called for each, so that it can choose ports; otherwise both must get the same.
+///
+/// # Panics
+/// One of them does not start.
+pub fn both<T>(config: impl Fn() -> String, observe: impl Fn(&Proxy) -> T) -> Option<(T, T)> {
+    let envoy = tools::envoy()?;
+    let theirs = observe(&Proxy::start(&Kind::Envoy(envoy), &config()));
+    let ours = observe(&Proxy::start(&Kind::Weft, &config()));
+    Some((ours, theirs))
+}
+
+/// The same, and compares.
 ///
 /// # Panics
 /// They differ, or one of them does not start.
 pub fn differential<T: PartialEq + Debug>(config: impl Fn() -> String, observe: impl Fn(&Proxy) -> T) {
-    let Some(envoy) = tools::envoy() else { return };
-    let theirs = observe(&Proxy::start(&Kind::Envoy(envoy), &config()));
-    let ours = observe(&Proxy::start(&Kind::Weft, &config()));
-    assert_eq!(ours, theirs, "left: Weft, right: Envoy");
+    if let Some((ours, theirs)) = both(config, observe) {
+        assert_eq!(ours, theirs, "left: Weft, right: Envoy");
+    }
 }
 
 /// The parts of a bootstrap that tests vary, written briefly.
