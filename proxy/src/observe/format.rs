@@ -6,7 +6,7 @@ mod operator;
 mod time;
 
 pub use operator::Operator;
-pub use time::civil;
+pub use time::{MONTHS, civil};
 
 use super::StreamInfo;
 use crate::http::{RequestHead, ResponseHead};

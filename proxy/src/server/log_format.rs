@@ -2,6 +2,7 @@
 //!
 //! Read once at start; [`Format::write`] makes the text of each line. What is no flag stays as it stands.
 
+use crate::observe::format::MONTHS;
 use std::{fmt::Write as _, time::SystemTime};
 
 /// Envoy's own pattern.
@@ -206,21 +207,6 @@ pub fn write_escaped(out: &mut String, text: &str) -> std::fmt::Result {
 }
 
 const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-
 /// A moment on this machine's clock. `month` and `weekday` count from 0.
 struct LocalTime {
     year: i64,

@@ -22,7 +22,8 @@ pub fn civil(days: u64) -> (u64, u64, u64, u64) {
 }
 
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-const MONTHS: [&str; 12] = [
+/// The months' names, from January.
+pub const MONTHS: [&str; 12] = [
     "January",
     "February",
     "March",
