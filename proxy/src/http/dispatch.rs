@@ -337,6 +337,10 @@ async fn exchange(
             match attempt.stream.poll_response(cx) {
                 Poll::Ready(Ok(ResponseEvent::Informational(head))) => {
                     deadlines.touch();
+                    // One is enough: nothing would hold back an upstream that sends them without end.
+                    if std::mem::replace(&mut stream.was_informed, true) {
+                        continue;
+                    }
                     stream.connection.stats.downstream_rq.inc(head.status.as_u16());
                     if let Err(error) = responder.send_informational(head) {
                         return Poll::Ready(Outcome::Interrupted(Interrupt::Gone(error)));

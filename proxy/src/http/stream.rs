@@ -53,6 +53,8 @@ pub struct Stream {
     pub no_route: Option<Box<LocalReply>>,
     /// The client is told by the response that its connection will close.
     pub response_started: bool,
+    /// A 1xx of an upstream went to the client.
+    pub was_informed: bool,
     is_tunnel: bool,
     /// Counted as one, whatever the upstream says to it.
     is_upgrade: bool,
@@ -173,6 +175,7 @@ impl Stream {
             response_started: false,
             is_tunnel: false,
             is_upgrade: false,
+            was_informed: false,
             has_head: true,
             connection,
         })
@@ -420,6 +423,12 @@ impl Stream {
         let stats = &self.connection.stats;
         let which = match interrupt {
             Interrupt::Gone(error) => {
+                if error.side == Side::Downstream
+                    && error.reason == ResetReason::ProtocolError
+                    && self.request.protocol < Protocol::Http2
+                {
+                    return self.malformed_body(&error);
+                }
                 self.client_gone(&error);
                 return Answer::Done;
             }
@@ -451,6 +460,19 @@ impl Stream {
         let mut reply = LocalReply::new(status, body, details);
         reply.grpc_status = (which == Deadline::MaxStreamDuration).then_some(grpc::DEADLINE_EXCEEDED);
         Answer::Local(reply)
+    }
+
+    /// The request's body was no HTTP/1: the client is told, and its connection has no more requests that could be trusted.
+    fn malformed_body(&mut self, error: &StreamError) -> Answer {
+        self.client_gone(error);
+        self.must_close = true;
+        let status = super::h1::status_of(&error.details);
+        let stats = &self.connection.stats;
+        stats.downstream_cx_protocol_error.inc();
+        if status == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE {
+            stats.downstream_rq_too_large.inc();
+        }
+        Answer::Local(LocalReply::new(status, status.canonical_reason().unwrap_or_default(), ""))
     }
 
     /// The client reset the stream or closed its connection.
