@@ -296,7 +296,7 @@ impl Checker {
     fn duration(&mut self, parsed: &Parsed<'_>) {
         let (seconds, nanos) = rules::duration(parsed);
         let agree = seconds == 0 || nanos == 0 || (seconds < 0) == (nanos < 0);
-        if seconds.abs() > 315_576_000_000 || nanos.abs() > 999_999_999 || !agree {
+        if seconds.unsigned_abs() > 315_576_000_000 || nanos.unsigned_abs() > 999_999_999 || !agree {
             let about = format!("found {seconds} s and {nanos} ns, which is out of a duration's range");
             self.problem(about);
         }

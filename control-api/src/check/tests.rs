@@ -178,3 +178,16 @@ fn any_bytes_end_in_a_verdict() {
     let verdict = check("google.protobuf.Value", &bytes, CheckOptions::default());
     assert!(verdict.problems[0].message.contains("deeper"));
 }
+
+#[test]
+fn the_least_duration_is_out_of_range() {
+    // Field 1, seconds: the least of an i64, which has no positive counterpart.
+    let mut duration = vec![8];
+    duration.extend([0x80; 9]);
+    duration.push(1);
+    let mut cluster = Vec::new();
+    crate::wire::put_bytes(&mut cluster, 1, b"a");
+    crate::wire::put_bytes(&mut cluster, 4, &duration);
+    let found = check("envoy.config.cluster.v3.Cluster", &cluster, CheckOptions::default()).problems;
+    assert!(found.iter().any(|p| p.message.contains("out of a duration's range")), "{found:?}");
+}
