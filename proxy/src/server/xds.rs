@@ -238,6 +238,9 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
         Event::Rejected { resource_type, message, .. } => {
             tracing::warn!(target: "config", "{} update rejected: {message}", resource_type.noun());
             control.xds.stats(control, resource_type, "").update_rejected.inc();
+            // An answer that is no good is one all the same: nobody waits for another before going on.
+            control.xds.answered.borrow_mut().insert(resource_type);
+            control.settle();
         }
         Event::Ignored { type_url } => {
             tracing::warn!(target: "config", "ignoring a response of type {type_url}, which nobody asked for")
