@@ -55,8 +55,6 @@ pub struct Cluster {
     pub load_assignment: ClusterLoadAssignment,
     pub circuit_breakers: CircuitBreakers,
     pub http: UpstreamHttpOptions,
-    /// Of pooled TCP connections.
-    pub tcp_idle_timeout: Option<Duration>,
     /// `None`: no limit.
     pub max_requests_per_connection: Option<u32>,
     /// Default true.
@@ -184,7 +182,7 @@ impl Cluster {
             },
             cx,
         );
-        let (typed, tcp_idle_timeout) = typed_options(typed_extension_protocol_options, cx);
+        let typed = typed_options(typed_extension_protocol_options, cx);
         let deprecated = DeprecatedHttp {
             common: common_http_protocol_options,
             upstream: upstream_http_protocol_options,
@@ -229,7 +227,6 @@ impl Cluster {
                 .max_requests_per_connection
                 .or(max_requests_per_connection.filter(|n| *n > 0)),
             http,
-            tcp_idle_timeout,
             wait_for_warm_on_init: wait_for_warm_on_init.unwrap_or(true),
             cleanup_interval: positive("cleanup_interval", cleanup_interval, Duration::from_secs(5), cx),
             upstream_bind_config: upstream_bind_config
@@ -298,18 +295,19 @@ fn connection_options(p: pb::UpstreamConnectionOptions, cx: &mut Context) -> Opt
 }
 
 /// `typed_extension_protocol_options`: HTTP's and TCP's.
-fn typed_options(options: HashMap<String, Any>, cx: &mut Context) -> (Option<UpstreamHttpOptions>, Option<Duration>) {
-    let mut found = (None, None);
+fn typed_options(options: HashMap<String, Any>, cx: &mut Context) -> Option<UpstreamHttpOptions> {
+    let mut found = None;
     let mut options: Vec<_> = options.into_iter().collect();
     options.sort_by(|a, b| a.0.cmp(&b.0));
     for (key, any) in options {
         cx.entry("typed_extension_protocol_options", &key.clone(), |cx| match key.as_str() {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions" => {
-                found.0 = cx.unpack::<HttpProtocolOptions>("", &any).map(|p| UpstreamHttpOptions::from_proto(p, cx));
+                found = cx.unpack::<HttpProtocolOptions>("", &any).map(|p| UpstreamHttpOptions::from_proto(p, cx));
             }
             "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions" => {
                 if let Some(TcpProtocolOptions { idle_timeout }) = cx.unpack("", &any) {
-                    found.1 = cx.duration("idle_timeout", idle_timeout);
+                    // Of connections that wait in a pool; none does here.
+                    cx.ignored_if("idle_timeout", idle_timeout.is_some());
                 }
             }
             _ => cx.problem(format!(

@@ -6,9 +6,8 @@ use crate::{
     Context,
     address::Address,
     metadata::{self, Metadata},
-    percent::FractionalPercent,
 };
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 use weft_control_api::envoy::config::{core::v3 as core, endpoint::v3 as pb};
 
 /// `ClusterLoadAssignment`.
@@ -24,26 +23,11 @@ pub struct Policy {
     /// Percent; default 140.
     pub overprovisioning_factor: u32,
     pub weighted_priority_health: bool,
-    pub drop_overloads: Vec<DropOverload>,
-    /// The assignment is void this long after it came.
-    pub endpoint_stale_after: Option<Duration>,
-}
-
-/// A share of requests that is answered at once, by category.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DropOverload {
-    pub category: String,
-    pub drop_percentage: FractionalPercent,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self {
-            overprovisioning_factor: 140,
-            weighted_priority_health: false,
-            drop_overloads: Vec::new(),
-            endpoint_stale_after: None,
-        }
+        Self { overprovisioning_factor: 140, weighted_priority_health: false }
     }
 }
 
@@ -143,20 +127,8 @@ impl Policy {
             cx.problem_at("overprovisioning_factor", "found 0, allowed is 1 or more");
         }
         cx.unsupported_if("drop_overloads", !drop_overloads.is_empty());
-        let endpoint_stale_after = cx.duration("endpoint_stale_after", endpoint_stale_after);
-        Self {
-            overprovisioning_factor: overprovisioning_factor.unwrap_or(140),
-            weighted_priority_health,
-            drop_overloads: cx.elements("drop_overloads", drop_overloads, |cx, p| {
-                let pb::cluster_load_assignment::policy::DropOverload { category, drop_percentage } = p;
-                let share = drop_percentage.unwrap_or_default();
-                Some(DropOverload {
-                    category,
-                    drop_percentage: cx.field("drop_percentage", |cx| FractionalPercent::from_proto(share, cx)),
-                })
-            }),
-            endpoint_stale_after,
-        }
+        cx.unsupported_if("endpoint_stale_after", endpoint_stale_after.is_some());
+        Self { overprovisioning_factor: overprovisioning_factor.unwrap_or(140), weighted_priority_health }
     }
 }
 

@@ -51,22 +51,16 @@ pub struct HttpConnectionManager {
     pub max_request_headers_kb: u32,
     /// Default 5 minutes; zero turns it off.
     pub stream_idle_timeout: Duration,
-    /// Default: the stream idle timeout.
-    pub stream_flush_timeout: Option<Duration>,
     /// Zero: off.
     pub request_timeout: Duration,
     /// Zero: off.
     pub request_headers_timeout: Duration,
     /// Default 5 s.
     pub drain_timeout: Duration,
-    /// Percent.
-    pub drain_timeout_jitter: f64,
     /// Default 1 s; zero closes at once.
     pub delayed_close_timeout: Duration,
     pub access_log: Vec<AccessLog>,
     pub access_log_flush_interval: Option<Duration>,
-    pub flush_access_log_on_new_request: bool,
-    pub flush_log_on_tunnel_successfully_established: bool,
     pub use_remote_address: bool,
     pub xff_num_trusted_hops: u32,
     pub original_ip_detection: Vec<OriginalIpDetection>,
@@ -81,7 +75,6 @@ pub struct HttpConnectionManager {
     pub request_id: RequestIdExtension,
     pub forward_client_cert_details: ForwardClientCertDetails,
     pub proxy_100_continue: bool,
-    pub represent_ipv4_remote_address_as_ipv4_mapped_ipv6: bool,
     pub upgrade_configs: Vec<UpgradeConfig>,
     pub normalize_path: bool,
     pub merge_slashes: bool,
@@ -93,8 +86,6 @@ pub struct HttpConnectionManager {
     pub stream_error_on_invalid_http_message: Option<bool>,
     pub append_x_forwarded_port: bool,
     pub append_local_overload: bool,
-    /// Default true.
-    pub add_proxy_protocol_connection_state: bool,
     pub forward_proto: Option<ForwardProto>,
 }
 
@@ -302,20 +293,29 @@ impl HttpConnectionManager {
                 None
             }
         };
-        let (access_log_flush, flush_on_new, flush_on_tunnel) = match access_log_options {
+        let access_log_flush = match access_log_options {
             Some(hcm::HcmAccessLogOptions {
                 access_log_flush_interval,
                 flush_access_log_on_new_request,
                 flush_log_on_tunnel_successfully_established,
             }) => cx.field("access_log_options", |cx| {
-                (
-                    cx.duration("access_log_flush_interval", access_log_flush_interval),
-                    flush_access_log_on_new_request,
+                cx.unsupported_if("flush_access_log_on_new_request", flush_access_log_on_new_request);
+                cx.unsupported_if(
+                    "flush_log_on_tunnel_successfully_established",
                     flush_log_on_tunnel_successfully_established,
-                )
+                );
+                cx.duration("access_log_flush_interval", access_log_flush_interval)
             }),
-            None => (None, false, false),
+            None => None,
         };
+        cx.unsupported_if("flush_access_log_on_new_request", flush_access_log_on_new_request);
+        cx.unsupported_if("stream_flush_timeout", stream_flush_timeout.is_some());
+        cx.unsupported_if("drain_timeout_jitter", drain_timeout_jitter.is_some_and(|p| p.value > 0.0));
+        cx.unsupported_if(
+            "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
+            represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+        );
+        cx.unsupported_if("add_proxy_protocol_connection_state", add_proxy_protocol_connection_state == Some(false));
         let old_flush = cx.duration("access_log_flush_interval", access_log_flush_interval);
         if strip_matching_host_port && strip_port_mode.is_some() {
             cx.problem_at("strip_matching_host_port", "cannot be set together with strip_any_host_port");
@@ -361,7 +361,6 @@ impl HttpConnectionManager {
             }),
             max_request_headers_kb: max_request_headers_kb.unwrap_or(60),
             stream_idle_timeout: duration_or(cx, "stream_idle_timeout", stream_idle_timeout, Duration::from_secs(300)),
-            stream_flush_timeout: cx.duration("stream_flush_timeout", stream_flush_timeout),
             request_timeout: duration_or(cx, "request_timeout", request_timeout, Duration::ZERO),
             request_headers_timeout: duration_or(
                 cx,
@@ -370,7 +369,6 @@ impl HttpConnectionManager {
                 Duration::ZERO,
             ),
             drain_timeout: duration_or(cx, "drain_timeout", drain_timeout, Duration::from_secs(5)),
-            drain_timeout_jitter: drain_timeout_jitter.map_or(0.0, |p| p.value),
             delayed_close_timeout: duration_or(
                 cx,
                 "delayed_close_timeout",
@@ -379,8 +377,6 @@ impl HttpConnectionManager {
             ),
             access_log: cx.elements("access_log", access_log, |cx, p| AccessLog::from_proto(p, cx)),
             access_log_flush_interval: access_log_flush.or(old_flush),
-            flush_access_log_on_new_request: flush_on_new || flush_access_log_on_new_request,
-            flush_log_on_tunnel_successfully_established: flush_on_tunnel,
             use_remote_address,
             xff_num_trusted_hops,
             original_ip_detection: cx.elements(
@@ -408,7 +404,6 @@ impl HttpConnectionManager {
             request_id: RequestIdExtension::from_proto(request_id_extension, cx),
             forward_client_cert_details,
             proxy_100_continue,
-            represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
             upgrade_configs: cx.elements("upgrade_configs", upgrade_configs, |cx, p| {
                 let hcm::UpgradeConfig { upgrade_type, filters, enabled } = p;
                 if !upgrade_types.insert(upgrade_type.to_ascii_lowercase()) {
@@ -430,7 +425,6 @@ impl HttpConnectionManager {
             stream_error_on_invalid_http_message,
             append_x_forwarded_port,
             append_local_overload,
-            add_proxy_protocol_connection_state: add_proxy_protocol_connection_state.unwrap_or(true),
             forward_proto: forward_proto_config.map(|p| {
                 let pb::ForwardProtoConfig { https_destination_ports, http_destination_ports } = p;
                 if let Some(port) = https_destination_ports.iter().find(|port| http_destination_ports.contains(port)) {

@@ -38,8 +38,6 @@ pub struct TcpProxy {
     pub tunneling: Option<Tunneling>,
     /// Connect only once the client sent something, of which about this many bytes are read ahead.
     pub early_data: Option<usize>,
-    /// A draining listener's connections are closed by the draining, not here.
-    pub check_drain_close: bool,
 }
 
 /// How a connection is carried in an HTTP request.
@@ -122,6 +120,7 @@ impl TcpProxy {
             check_drain_close,
             cluster_specifier,
         } = p;
+        cx.unsupported_if("check_drain_close", check_drain_close == Some(true));
         cx.unsupported_if("on_demand", on_demand.is_some());
         cx.unsupported_if("downstream_idle_timeout", downstream_idle_timeout.is_some());
         cx.unsupported_if("upstream_idle_timeout", upstream_idle_timeout.is_some());
@@ -204,7 +203,6 @@ impl TcpProxy {
             flush_access_log_on_start: on_start,
             tunneling: tunneling_config.map(|p| cx.field("tunneling_config", |cx| Tunneling::from_proto(p, cx))),
             early_data: max_early_data_bytes.map(|most| most as usize),
-            check_drain_close: check_drain_close.unwrap_or(false),
         })
     }
 }

@@ -53,6 +53,8 @@ pub struct ListenerFacts {
     /// Bytes that may wait in a connection's buffers.
     pub buffer_limit: usize,
     pub is_inbound: bool,
+    /// Drains only when it is changed or removed, not while health checks are made to fail.
+    pub drain_modify_only: bool,
 }
 
 /// What compiling a filter may use and leave.

@@ -33,7 +33,6 @@ pub struct RouteAction {
     pub timeout: Duration,
     /// In place of the connection manager's stream idle timeout.
     pub idle_timeout: Option<Duration>,
-    pub flush_timeout: Option<Duration>,
     pub retry: Option<RetryPolicy>,
     pub mirrors: Vec<MirrorPolicy>,
     pub priority: Priority,
@@ -324,13 +323,13 @@ impl RouteAction {
             Some(p) => cx.field("retry_policy", |cx| RetryPolicy::from_proto(p, cx)),
             None => inherited.retry.clone(),
         };
+        cx.unsupported_if("flush_timeout", flush_timeout.is_some());
         Some(Self {
             cluster_not_found_response_code,
             metadata_match: metadata::from_proto("metadata_match", metadata_match, cx),
             append_x_forwarded_host,
             timeout: cx.duration("timeout", timeout).unwrap_or(Duration::from_secs(15)),
             idle_timeout: cx.duration("idle_timeout", idle_timeout),
-            flush_timeout: cx.duration("flush_timeout", flush_timeout),
             retry,
             mirrors: if mirrors.is_empty() { inherited.mirrors.clone() } else { mirrors },
             priority: cx.enumeration("priority", priority),

@@ -119,8 +119,8 @@ impl HttpConnection {
 
     /// True if the server or listener drains, or fails its health check, so that this response is the connection's last.
     pub fn should_close_after_response(&self) -> bool {
-        let drains =
-            self.drain.is_draining() || self.thread.health_check_failed.get() || self.chain_drain.ends_connection();
+        let fails_health_check = self.thread.health_check_failed.get() && !self.manager.drain_modify_only;
+        let drains = self.drain.is_draining() || fails_health_check || self.chain_drain.ends_connection();
         if drains && !self.told_of_drain.replace(true) {
             self.stats.downstream_cx_drain_close.inc();
             self.drain.start();

@@ -53,6 +53,8 @@ pub struct ConnectionManager {
     /// `listener.<this>.http.PREFIX.*`
     pub listener_stat_name: Arc<str>,
     pub buffer_limit: usize,
+    /// `drain_type: MODIFY_ONLY`: a failed health check does not drain its connections.
+    pub drain_modify_only: bool,
     /// Something reads the response's headers after they were sent.
     pub keeps_response: bool,
 }
@@ -84,6 +86,7 @@ impl ConnectionManager {
             listener_metadata: listener.metadata.clone(),
             listener_stat_name: listener.stat_name.clone(),
             buffer_limit: listener.buffer_limit,
+            drain_modify_only: listener.drain_modify_only,
             config,
         }
     }

@@ -60,6 +60,7 @@ impl Listener {
             metadata: shared_metadata(&config.metadata),
             buffer_limit: config.per_connection_buffer_limit as usize,
             is_inbound: config.traffic_direction == TrafficDirection::Inbound,
+            drain_modify_only: config.drain_modify_only,
         };
         let (before, unchanged) = match &context.before {
             Some((before, unchanged)) => (Some(*before), unchanged.clone()),

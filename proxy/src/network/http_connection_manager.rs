@@ -106,6 +106,7 @@ fn h1_options(manager: &ConnectionManager) -> h1::ServerOptions {
         }),
         stream_idle_timeout: some(config.stream_idle_timeout),
         max_connection_duration: config.common.max_connection_duration,
+        safe_max_connection_duration: config.http1_safe_max_connection_duration,
         drain_timeout: config.drain_timeout,
         delayed_close_timeout: some(config.delayed_close_timeout),
         max_requests_per_connection: config.common.max_requests_per_connection.filter(|n| *n > 0),

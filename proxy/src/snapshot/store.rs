@@ -163,7 +163,8 @@ impl Store {
             Discovery::Static | Discovery::OriginalDst(_) => true,
         };
         let entry = Entry { value: cluster, bytes: bytes.to_vec(), origin, updated: SystemTime::now() };
-        if is_warm {
+        // A cluster of the bootstrap may say that nobody has to wait for its hosts.
+        if is_warm || (!self.is_serving && !entry.value.info.config.wait_for_warm_on_init) {
             self.warming_clusters.remove(&name);
             self.clusters.insert(name, entry);
         } else {

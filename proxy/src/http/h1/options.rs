@@ -28,6 +28,8 @@ pub struct ServerOptions {
     /// The same without `request_headers_timeout`. Once a head is whole the connection manager keeps this time.
     pub stream_idle_timeout: Option<Duration>,
     pub max_connection_duration: Option<Duration>,
+    /// A connection that is older ends with its next response, not while it waits for a request.
+    pub safe_max_connection_duration: bool,
     /// How long an idle connection may stay after `max_connection_duration`.
     pub drain_timeout: Duration,
     /// How long a connection stays after its last response if the client was not done sending. `None`: not at all.
@@ -46,6 +48,7 @@ impl Default for ServerOptions {
             request_headers_timeout: None,
             stream_idle_timeout: Some(Duration::from_secs(300)),
             max_connection_duration: None,
+            safe_max_connection_duration: false,
             drain_timeout: Duration::from_secs(5),
             delayed_close_timeout: Some(Duration::from_secs(1)),
             max_requests_per_connection: None,

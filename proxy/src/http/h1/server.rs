@@ -150,7 +150,10 @@ async fn poll_head(shared: &Shared, timer: &mut Timer) -> Head {
     // While nothing of a head came, the connection is idle.
     let now = Instant::now();
     let idle = options.idle_timeout.map(|idle| (now + idle, Closed::IdleTimeout));
-    let ends = options.max_connection_duration.map(|max| shared.started + max + options.drain_timeout);
+    let ends = options
+        .max_connection_duration
+        .filter(|_| !options.safe_max_connection_duration)
+        .map(|max| shared.started + max + options.drain_timeout);
     let ends = ends.map(|at| (at.max(now), Closed::MaxDuration));
     let (deadline, why) = idle.into_iter().chain(ends).min_by_key(|(at, _)| *at).unzip();
     match deadline {

@@ -12,11 +12,12 @@ use std::{
 use weft_config::config_source::ApiConfigSource;
 use weft_control_api::client::{Event, FrameDecoder};
 
-/// Responses are no longer than this.
+/// Responses are no longer than this where nothing else is said.
 const MOST: usize = 256 << 20;
 
 /// Carries one stream's messages, opening it again whenever it ends.
 pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, api: ApiConfigSource) {
+    let most = api.service.max_receive_message_length.map_or(MOST, |most| most as usize);
     source.engine.borrow_mut().start();
     let mut stream: Option<(GrpcStream, FrameDecoder)> = None;
     let connected = |is: bool| {
@@ -29,7 +30,7 @@ pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, api: ApiConfig
             let event = source.engine.borrow_mut().poll_event();
             match event {
                 Some(Event::Connect) => {
-                    stream = open(&control, &source, &api).await.map(|s| (s, FrameDecoder::new(MOST)));
+                    stream = open(&control, &source, &api).await.map(|s| (s, FrameDecoder::new(most)));
                     let now = Instant::now();
                     match &stream {
                         Some(_) => source.engine.borrow_mut().on_stream_open(now),
