@@ -3,6 +3,7 @@
 //! Invariant: nothing here knows HTTP codecs, clusters or listeners.
 
 pub mod address;
+pub mod certificate;
 pub mod clock;
 pub mod connection_info;
 pub mod drain;
@@ -10,11 +11,14 @@ pub mod error;
 pub mod response_flag;
 pub mod runtime;
 pub mod timer;
+pub mod tls;
 
 pub use address::Address;
+pub use certificate::Certificate;
 pub use connection_info::{ConnectionInfo, next_connection_id};
 pub use drain::Drain;
 pub use error::{ResetReason, Side, StreamError};
 pub use response_flag::{ResponseFlag, ResponseFlags};
 pub use runtime::RuntimeSnapshot;
 pub use timer::Timer;
+pub use tls::TlsConnection;

@@ -1,8 +1,9 @@
 //! What is known of a downstream connection, shared by all its streams.
 
-use super::Address;
+use super::{Address, TlsConnection};
 use std::{
     cell::{Cell, RefCell},
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -37,6 +38,8 @@ pub struct ConnectionInfo {
     pub transport_protocol: &'static str,
     /// SNI, if any.
     pub requested_server_name: Option<Box<str>>,
+    /// What TLS established, where the connection speaks it.
+    pub tls: Option<Rc<TlsConnection>>,
     /// ALPN values that the client offered or that http_inspector detected.
     pub application_protocols: Vec<Box<[u8]>>,
     /// `%FILTER_CHAIN_NAME%`; empty for a chain without one.
@@ -60,6 +63,7 @@ impl ConnectionInfo {
             tlvs: Vec::new(),
             transport_protocol: "raw_buffer",
             requested_server_name: None,
+            tls: None,
             application_protocols: Vec::new(),
             filter_chain: None,
             termination_details: Cell::new(None),

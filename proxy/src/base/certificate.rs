@@ -1,0 +1,158 @@
+//! What a certificate says of its holder: the facts that access logs, matchers, RBAC and XFCC read.
+//!
+//! Made once for each certificate that is served (when configuration is compiled) and once for each peer's (at the
+//! handshake). What few ask for, digests and PEM, is computed at its first use. Verification is not its business.
+
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::OnceLock,
+};
+use x509_parser::{
+    extensions::{GeneralName, ParsedExtension},
+    prelude::{FromDer, X509Certificate, X509Name},
+};
+
+/// A parsed certificate.
+#[derive(Debug)]
+pub struct Certificate {
+    der: Box<[u8]>,
+    /// As RFC 2253 writes it.
+    pub subject: Box<str>,
+    /// As RFC 2253 writes it.
+    pub issuer: Box<str>,
+    /// Lower-case hex.
+    pub serial: Box<str>,
+    pub uri_sans: Vec<Box<str>>,
+    pub dns_sans: Vec<Box<str>>,
+    pub ip_sans: Vec<IpAddr>,
+    pub email_sans: Vec<Box<str>>,
+    /// Of the form OID, value.
+    pub other_name_sans: Vec<(Box<str>, Box<[u8]>)>,
+    /// Seconds since the epoch.
+    pub not_before: i64,
+    /// Seconds since the epoch.
+    pub not_after: i64,
+    sha256: OnceLock<[u8; 32]>,
+    sha1: OnceLock<[u8; 20]>,
+}
+
+impl Certificate {
+    /// Reads a DER certificate.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn parse(der: &[u8]) -> Result<Self, String> {
+        let (rest, parsed) = X509Certificate::from_der(der).map_err(|e| format!("is no X.509 certificate: {e}"))?;
+        if !rest.is_empty() {
+            return Err(format!("has {} bytes after its end", rest.len()));
+        }
+        let mut this = Self {
+            der: der.into(),
+            subject: rfc2253(parsed.subject()).into(),
+            issuer: rfc2253(parsed.issuer()).into(),
+            serial: hex(strip_zeros(parsed.raw_serial())).into(),
+            uri_sans: Vec::new(),
+            dns_sans: Vec::new(),
+            ip_sans: Vec::new(),
+            email_sans: Vec::new(),
+            other_name_sans: Vec::new(),
+            not_before: parsed.validity().not_before.timestamp(),
+            not_after: parsed.validity().not_after.timestamp(),
+            sha256: OnceLock::new(),
+            sha1: OnceLock::new(),
+        };
+        for extension in parsed.extensions() {
+            if let ParsedExtension::SubjectAlternativeName(names) = extension.parsed_extension() {
+                names.general_names.iter().for_each(|name| this.add_san(name));
+            }
+        }
+        Ok(this)
+    }
+
+    fn add_san(&mut self, name: &GeneralName<'_>) {
+        match name {
+            GeneralName::URI(uri) => self.uri_sans.push((*uri).into()),
+            GeneralName::DNSName(name) => self.dns_sans.push((*name).into()),
+            GeneralName::RFC822Name(email) => self.email_sans.push((*email).into()),
+            GeneralName::IPAddress(octets) => self.ip_sans.extend(ip(octets)),
+            GeneralName::OtherName(oid, value) => {
+                self.other_name_sans.push((oid.to_id_string().into(), (*value).into()));
+            }
+            _ => {}
+        }
+    }
+
+    /// The certificate itself.
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    pub fn sha256(&self) -> &[u8; 32] {
+        self.sha256.get_or_init(|| digest(&aws_lc_rs::digest::SHA256, &self.der))
+    }
+
+    pub fn sha1(&self) -> &[u8; 20] {
+        self.sha1.get_or_init(|| digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, &self.der))
+    }
+}
+
+fn digest<const N: usize>(algorithm: &'static aws_lc_rs::digest::Algorithm, data: &[u8]) -> [u8; N] {
+    let digest = aws_lc_rs::digest::digest(algorithm, data);
+    digest.as_ref().try_into().unwrap_or([0; N])
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+fn strip_zeros(serial: &[u8]) -> &[u8] {
+    let zeros = serial.iter().take_while(|byte| **byte == 0).count();
+    serial.get(zeros.min(serial.len().saturating_sub(1))..).unwrap_or_default()
+}
+
+fn ip(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).ok().map(|octets| IpAddr::V4(Ipv4Addr::from(octets)));
+    v4.or_else(|| <[u8; 16]>::try_from(octets).ok().map(|octets| IpAddr::V6(Ipv6Addr::from(octets))))
+}
+
+/// A name with its parts in reverse, comma-separated, specials escaped.
+fn rfc2253(name: &X509Name<'_>) -> String {
+    let mut text = String::new();
+    for set in name.iter_rdn().collect::<Vec<_>>().into_iter().rev() {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        for (i, attribute) in set.iter().enumerate() {
+            if i > 0 {
+                text.push('+');
+            }
+            let oid = attribute.attr_type();
+            match x509_parser::objects::oid2abbrev(oid, x509_parser::objects::oid_registry()) {
+                Ok(short) => text.push_str(short),
+                Err(_) => text.push_str(&oid.to_id_string()),
+            }
+            text.push('=');
+            escape(attribute.as_str().unwrap_or_default(), &mut text);
+        }
+    }
+    text
+}
+
+fn escape(value: &str, out: &mut String) {
+    let last = value.chars().count().saturating_sub(1);
+    for (i, c) in value.chars().enumerate() {
+        let special = matches!(c, ',' | '+' | '"' | '\\' | '<' | '>' | ';')
+            || (c == '#' && i == 0)
+            || (c == ' ' && (i == 0 || i == last));
+        if special {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+}
