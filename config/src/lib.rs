@@ -32,6 +32,7 @@ pub mod runtime;
 pub mod string_matcher;
 pub mod substitution_format;
 pub mod tcp_proxy;
+pub mod tls;
 pub mod uri_template;
 
 pub use address::Address;

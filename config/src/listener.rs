@@ -6,6 +6,7 @@ use crate::{
     address::{CidrRange, EnvoyInternalAddress, Protocol, SocketOption, TcpKeepalive},
     http_connection_manager::FilterConfig,
     metadata::{self, Metadata},
+    tls::{self, DownstreamTlsContext},
 };
 use std::{net::IpAddr, time::Duration};
 use weft_control_api::{
@@ -94,6 +95,8 @@ pub struct FilterChain {
     pub name: String,
     pub matching: FilterChainMatch,
     pub filters: Vec<NetworkFilter>,
+    /// `None`: bytes go as they are.
+    pub tls: Option<Box<DownstreamTlsContext>>,
     /// Zero: none.
     pub transport_socket_connect_timeout: Duration,
     pub metadata: Metadata,
@@ -360,6 +363,29 @@ impl Predicate {
     }
 }
 
+/// Reads a transport socket towards clients; the inner `None` is the raw buffer, the outer one a problem.
+fn transport_socket_from_proto(
+    p: core::TransportSocket,
+    cx: &mut Context,
+) -> Option<Option<Box<DownstreamTlsContext>>> {
+    let core::TransportSocket { name: _, config_type } = p;
+    let Some(core::transport_socket::ConfigType::TypedConfig(any)) = config_type else {
+        cx.problem_at("typed_config", "is required");
+        return None;
+    };
+    match any.type_url.rsplit('/').next().unwrap_or_default() {
+        "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Some(None),
+        tls::DOWNSTREAM => DownstreamTlsContext::from_any(&any, cx).map(|context| Some(Box::new(context))),
+        found => {
+            cx.problem_at(
+                "typed_config",
+                format!("found {found}, which is not supported; allowed: raw_buffer, {}", tls::DOWNSTREAM),
+            );
+            None
+        }
+    }
+}
+
 impl FilterChain {
     fn from_proto(p: pb::FilterChain, cx: &mut Context) -> Option<Self> {
         let pb::FilterChain {
@@ -372,25 +398,17 @@ impl FilterChain {
             transport_socket_connect_timeout,
             name,
         } = p;
-        if let Some(core::TransportSocket { name: _, config_type }) = transport_socket {
-            let Some(core::transport_socket::ConfigType::TypedConfig(any)) = config_type else {
-                cx.problem_at("transport_socket.typed_config", "is required");
-                return None;
-            };
-            if !any.type_url.ends_with("raw_buffer.v3.RawBuffer") {
-                let found = any.type_url.rsplit('/').next().unwrap_or_default();
-                cx.problem_at(
-                    "transport_socket.typed_config",
-                    format!("found {found}, which is not supported; allowed: raw_buffer"),
-                );
-            }
-        }
+        let tls = match transport_socket {
+            Some(p) => cx.field("transport_socket", |cx| transport_socket_from_proto(p, cx))?,
+            None => None,
+        };
         Some(Self {
             name,
             matching: match filter_chain_match {
                 Some(p) => cx.field("filter_chain_match", |cx| FilterChainMatch::from_proto(p, cx)),
                 None => FilterChainMatch::default(),
             },
+            tls,
             filters: cx.elements("filters", filters, |cx, p| {
                 let pb::Filter { name, config_type } = p;
                 let config = match config_type {

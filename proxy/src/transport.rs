@@ -2,6 +2,7 @@
 
 pub mod internal;
 pub mod io;
+pub mod tls;
 
 pub use internal::Internals;
 pub use io::{Io, Meter};

@@ -3,6 +3,7 @@
 use crate::{
     Context,
     metadata::{self, Metadata},
+    tls::{self, UpstreamTlsContext},
 };
 use serde_json::{Map, Value};
 use weft_control_api::envoy::{
@@ -11,15 +12,16 @@ use weft_control_api::envoy::{
 };
 
 /// A transport socket towards upstreams.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub enum TransportSocket {
     #[default]
     RawBuffer,
+    Tls(Box<UpstreamTlsContext>),
     ProxyProtocol(ProxyProtocol),
 }
 
 /// `envoy.transport_sockets.upstream_proxy_protocol`: a PROXY header goes ahead of the bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ProxyProtocol {
     pub version: ProxyProtocolVersion,
     /// Written after the addresses, in v2 only: (type, value).
@@ -66,7 +68,7 @@ pub enum ProxyProtocolVersion {
 }
 
 /// A transport socket for the endpoints whose metadata `envoy.transport_socket_match` has all these values.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct TransportSocketMatch {
     pub name: String,
     pub matches: Map<String, Value>,
@@ -93,9 +95,10 @@ impl TransportSocket {
                     let p = cx.unpack("typed_config", any)?;
                     cx.field("typed_config", |cx| ProxyProtocol::from_proto(p, cx)).map(Self::ProxyProtocol)
                 }
-                (Some(found), _) if found.starts_with("envoy.extensions.transport_sockets.tls.") => {
-                    cx.problem("TLS is not supported yet");
-                    None
+                (Some(tls::UPSTREAM), Some(any)) => {
+                    let p = cx.unpack("typed_config", any)?;
+                    cx.field("typed_config", |cx| UpstreamTlsContext::from_proto(p, cx))
+                        .map(|context| Self::Tls(Box::new(context)))
                 }
                 (Some(found), _) => {
                     cx.problem_at("typed_config", format!("{found} is not supported"));

@@ -99,7 +99,7 @@ impl Host {
             && *priority == other.priority
             && *weight == other.weight
             && *eds_health == other.eds_health
-            && *transport_socket == other.transport_socket
+            && Arc::ptr_eq(transport_socket, &other.transport_socket)
     }
 }
 
@@ -217,7 +217,7 @@ impl Host {
     fn or_known(mut self, before: Option<&Arc<Self>>) -> Arc<Self> {
         let Some(same) = before else { return Arc::new(self) };
         // Connections to it were made in another way: it is a different host.
-        if self.transport_socket == same.transport_socket {
+        if Arc::ptr_eq(&self.transport_socket, &same.transport_socket) {
             self.state = same.state.clone();
         }
         if self.is_as(same) { same.clone() } else { Arc::new(self) }

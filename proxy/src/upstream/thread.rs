@@ -306,7 +306,7 @@ impl ThreadCluster {
             UpstreamProtocol::UseDownstream { http2, .. } => http2.is_some() && downstream_protocol == Protocol::Http2,
         };
         // A PROXY header speaks for one client's connection only.
-        let tells_client = *host.host.transport_socket != TransportSocket::RawBuffer;
+        let tells_client = matches!(*host.host.transport_socket, TransportSocket::ProxyProtocol(_));
         let own_pool = tells_client || config.connection_pool_per_downstream_connection;
         let key = PoolKey {
             protocol: if http2 { pool::Protocol::Http2 } else { pool::Protocol::Http1 },

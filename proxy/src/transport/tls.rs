@@ -1,0 +1,3 @@
+//! TLS on a connection, of both sides: rustls, with Envoy's choices.
+
+pub mod verify;
