@@ -8,7 +8,7 @@ use crate::{
     metadata::{self, Metadata},
     tls::{self, DownstreamTlsContext},
 };
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 use weft_control_api::{
     Any,
     envoy::config::{core::v3 as core, listener::v3 as pb},
@@ -96,7 +96,7 @@ pub struct FilterChain {
     pub matching: FilterChainMatch,
     pub filters: Vec<NetworkFilter>,
     /// `None`: bytes go as they are.
-    pub tls: Option<Box<DownstreamTlsContext>>,
+    pub tls: Option<Arc<DownstreamTlsContext>>,
     /// Zero: none.
     pub transport_socket_connect_timeout: Duration,
     pub metadata: Metadata,
@@ -367,7 +367,7 @@ impl Predicate {
 fn transport_socket_from_proto(
     p: core::TransportSocket,
     cx: &mut Context,
-) -> Option<Option<Box<DownstreamTlsContext>>> {
+) -> Option<Option<Arc<DownstreamTlsContext>>> {
     let core::TransportSocket { name: _, config_type } = p;
     let Some(core::transport_socket::ConfigType::TypedConfig(any)) = config_type else {
         cx.problem_at("typed_config", "is required");
@@ -375,7 +375,7 @@ fn transport_socket_from_proto(
     };
     match any.type_url.rsplit('/').next().unwrap_or_default() {
         "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Some(None),
-        tls::DOWNSTREAM => DownstreamTlsContext::from_any(&any, cx).map(|context| Some(Box::new(context))),
+        tls::DOWNSTREAM => DownstreamTlsContext::from_any(&any, cx).map(|context| Some(Arc::new(context))),
         found => {
             cx.problem_at(
                 "typed_config",

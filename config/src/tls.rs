@@ -57,7 +57,7 @@ pub enum TicketKeys {
     /// By keys of 80 bytes that several processes share: the first encrypts, all decrypt.
     Shared(Vec<DataSource>),
     /// The same, as a secret.
-    Sds(SecretRef),
+    Sds(Box<SecretRef>),
 }
 
 /// TLS towards hosts.
@@ -99,9 +99,9 @@ impl DownstreamTlsContext {
             Some(Tickets::SessionTicketKeys(p)) => {
                 TicketKeys::Shared(cx.field("session_ticket_keys", |cx| secret::ticket_keys(p, cx)))
             }
-            Some(Tickets::SessionTicketKeysSdsSecretConfig(p)) => {
-                TicketKeys::Sds(cx.field("session_ticket_keys_sds_secret_config", |cx| SecretRef::from_proto(p, cx))?)
-            }
+            Some(Tickets::SessionTicketKeysSdsSecretConfig(p)) => TicketKeys::Sds(Box::new(
+                cx.field("session_ticket_keys_sds_secret_config", |cx| SecretRef::from_proto(p, cx))?,
+            )),
         };
         let common = common?;
         if common.certificates.is_empty() {
@@ -130,7 +130,7 @@ impl DownstreamTlsContext {
     /// Every secret that it waits for.
     pub fn secrets(&self) -> impl Iterator<Item = &SecretRef> {
         let tickets = match &self.tickets {
-            TicketKeys::Sds(secret) => Some(secret),
+            TicketKeys::Sds(secret) => Some(&**secret),
             _ => None,
         };
         self.common.secrets().chain(tickets)

@@ -169,6 +169,11 @@ impl Filters {
 }
 
 impl ActiveFilters {
+    /// The transport refused a connection; the terminal filter may count what it would have served.
+    pub fn missed(&self, connection: Connection) {
+        self.terminal.missed(connection);
+    }
+
     /// Runs a connection to its end. Dropping the future closes it.
     pub async fn serve(&self, mut connection: Connection) {
         let mut held = Vec::new();

@@ -6,6 +6,7 @@ use crate::{
     tls::{self, UpstreamTlsContext},
 };
 use serde_json::{Map, Value};
+use std::sync::Arc;
 use weft_control_api::envoy::{
     config::{cluster::v3::cluster as pb, core::v3 as core},
     extensions::transport_sockets::{proxy_protocol::v3::ProxyProtocolUpstreamTransport, raw_buffer::v3::RawBuffer},
@@ -16,7 +17,7 @@ use weft_control_api::envoy::{
 pub enum TransportSocket {
     #[default]
     RawBuffer,
-    Tls(Box<UpstreamTlsContext>),
+    Tls(Arc<UpstreamTlsContext>),
     ProxyProtocol(ProxyProtocol),
 }
 
@@ -98,7 +99,7 @@ impl TransportSocket {
                 (Some(tls::UPSTREAM), Some(any)) => {
                     let p = cx.unpack("typed_config", any)?;
                     cx.field("typed_config", |cx| UpstreamTlsContext::from_proto(p, cx))
-                        .map(|context| Self::Tls(Box::new(context)))
+                        .map(|context| Self::Tls(Arc::new(context)))
                 }
                 (Some(found), _) => {
                     cx.problem_at("typed_config", format!("{found} is not supported"));

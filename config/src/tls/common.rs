@@ -22,7 +22,7 @@ pub struct CommonTlsContext {
 #[derive(Clone, Debug)]
 pub enum CertificateSource {
     Here(Box<TlsCertificate>),
-    Sds(SecretRef),
+    Sds(Box<SecretRef>),
 }
 
 /// How a peer is verified, and where that is said.
@@ -31,11 +31,11 @@ pub enum ValidationSource {
     /// Not at all.
     None,
     Here(Box<CertificateValidationContext>),
-    Sds(SecretRef),
+    Sds(Box<SecretRef>),
     /// What is said here, with a secret merged over it.
     Combined {
         default: Box<ValidationContextBytes>,
-        dynamic: SecretRef,
+        dynamic: Box<SecretRef>,
     },
 }
 
@@ -123,7 +123,7 @@ impl CommonTlsContext {
         });
         // Certificates that stand here win over secrets.
         if certificates.is_empty() {
-            certificates.extend(secrets.into_iter().map(CertificateSource::Sds));
+            certificates.extend(secrets.into_iter().map(|secret| CertificateSource::Sds(Box::new(secret))));
         }
         let validation = match validation_context_type {
             None => ValidationSource::None,
@@ -135,9 +135,9 @@ impl CommonTlsContext {
                 });
                 ValidationSource::Here(Box::new(read?))
             }
-            Some(ValidationContextType::ValidationContextSdsSecretConfig(p)) => ValidationSource::Sds(
+            Some(ValidationContextType::ValidationContextSdsSecretConfig(p)) => ValidationSource::Sds(Box::new(
                 cx.field("validation_context_sds_secret_config", |cx| SecretRef::from_proto(p, cx))?,
-            ),
+            )),
             Some(ValidationContextType::CombinedValidationContext(p)) => {
                 cx.field("combined_validation_context", |cx| combined(p, cx))?
             }
@@ -169,11 +169,11 @@ impl CommonTlsContext {
     /// Every secret that it waits for.
     pub fn secrets(&self) -> impl Iterator<Item = &SecretRef> {
         let certificates = self.certificates.iter().filter_map(|source| match source {
-            CertificateSource::Sds(secret) => Some(secret),
+            CertificateSource::Sds(secret) => Some(&**secret),
             CertificateSource::Here(_) => None,
         });
         let validation = match &self.validation {
-            ValidationSource::Sds(secret) | ValidationSource::Combined { dynamic: secret, .. } => Some(secret),
+            ValidationSource::Sds(secret) | ValidationSource::Combined { dynamic: secret, .. } => Some(&**secret),
             ValidationSource::None | ValidationSource::Here(_) => None,
         };
         certificates.chain(validation)
@@ -204,7 +204,7 @@ fn combined(
     let dynamic = cx.required("validation_context_sds_secret_config", validation_context_sds_secret_config)?;
     let default = cx.field("default_validation_context", |cx| ValidationContextBytes::from_proto(default, cx))?;
     let dynamic = cx.field("validation_context_sds_secret_config", |cx| SecretRef::from_proto(dynamic, cx))?;
-    Some(ValidationSource::Combined { default: Box::new(default), dynamic })
+    Some(ValidationSource::Combined { default: Box::new(default), dynamic: Box::new(dynamic) })
 }
 
 /// The cipher suites of TLS 1.2 that are spoken.

@@ -13,7 +13,7 @@ use weft_control_api::{
 };
 
 /// What a peer's certificate must be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct CertificateValidationContext {
     /// PEM. `None`: chains are not verified at all.
     pub trusted_ca: Option<DataSource>,

@@ -112,7 +112,14 @@ impl ServerView for Fake {
         let pb = pb::Cluster::decode(&any(CLUSTER, C1).value[..]).expect("valid");
         let config = cluster::Cluster::from_proto(pb, &mut Context::new()).expect("valid");
         let mut names = crate::upstream::Names::default();
-        vec![Cluster::compile(names.intern("c1"), Arc::new(config), None, false)]
+        vec![Cluster::compile(
+            names.intern("c1"),
+            Arc::new(config),
+            None,
+            false,
+            &crate::transport::tls::secrets::NoSecrets,
+            &mut Context::new(),
+        )]
     }
 
     fn config_dump(&self) -> ConfigDump {

@@ -7,6 +7,7 @@ use std::{
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::OnceLock,
+    time::{SystemTime, UNIX_EPOCH},
 };
 use x509_parser::{
     extensions::{GeneralName, ParsedExtension},
@@ -86,6 +87,12 @@ impl Certificate {
     /// The certificate itself.
     pub fn der(&self) -> &[u8] {
         &self.der
+    }
+
+    /// True if its validity is over.
+    pub fn is_expired(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(now.as_secs()).is_ok_and(|now| self.not_after < now)
     }
 
     pub fn sha256(&self) -> &[u8; 32] {

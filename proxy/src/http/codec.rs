@@ -31,12 +31,11 @@ pub enum Codec {
     Http2,
 }
 
-/// The codec that TLS agreed on, if it is one of ours.
-pub fn by_alpn(alpn: &[u8]) -> Option<Codec> {
+/// The codec of what TLS agreed on: whatever is not HTTP/2 is taken for HTTP/1, as Envoy does.
+pub fn by_alpn(alpn: &[u8]) -> Codec {
     match alpn {
-        b"h2" => Some(Codec::Http2),
-        b"http/1.1" | b"http/1.0" => Some(Codec::Http1),
-        _ => None,
+        b"h2" => Codec::Http2,
+        _ => Codec::Http1,
     }
 }
 
@@ -162,8 +161,8 @@ mod tests {
         assert_eq!(by_preface(b"PO"), Some(Codec::Http1));
         assert_eq!(by_preface(b"PRI * HTTP/1"), Some(Codec::Http1));
         assert_eq!(by_preface(b"PRI * HTTP/2.0\r\n"), Some(Codec::Http2));
-        assert_eq!(by_alpn(b"h2"), Some(Codec::Http2));
-        assert_eq!(by_alpn(b"istio"), None);
+        assert_eq!(by_alpn(b"h2"), Codec::Http2);
+        assert_eq!(by_alpn(b"istio"), Codec::Http1);
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ use crate::{
     filters::LocalReply,
     observe::StreamInfo,
     route::{Action, Forward},
-    upstream::{LbContext, ProtocolChoice, StreamRequest, ThreadCluster, ThreadHost, UpstreamConnection},
+    upstream::{LbContext, ProtocolChoice, ServerNames, StreamRequest, ThreadCluster, ThreadHost, UpstreamConnection},
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
@@ -264,6 +264,7 @@ async fn connect(
         priority: forward.config.priority,
         protocol: if forward.connects_raw(&stream.request) { ProtocolChoice::Tcp } else { ProtocolChoice::Http },
         connection: Some(connection.info.clone()),
+        names: ServerNames::of(&stream.request, &cluster.info().config.http.upstream),
     };
     stream.info.points.upstream_connect_start = Some(clock::now());
     if !timeouts.per_try.is_zero() {

@@ -40,7 +40,7 @@ pub fn follow(
         stats.passthrough_internal_redirect_bad_location.inc();
         return false;
     };
-    let arrived_by_tls = stream.connection.info.transport_protocol == "tls";
+    let arrived_by_tls = stream.connection.info.tls.is_some();
     let was_plain = stream.request.scheme == "http" || !arrived_by_tls;
     if !policy.allow_cross_scheme_redirect && (target.scheme() == "http") != was_plain {
         stats.passthrough_internal_redirect_unsafe_scheme.inc();

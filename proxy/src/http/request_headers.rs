@@ -127,7 +127,7 @@ pub fn sanitize(
     single_headers::join_request(&mut head.headers);
     remove_hop_by_hop(head);
     sanitize_referer(&mut head.headers);
-    let is_tls = connection.transport_protocol == "tls";
+    let is_tls = connection.tls.is_some();
     let mut trusted: Option<Address> = None;
     // Only a request whose x-forwarded-for names a single address can be internal.
     let mut may_be_internal = false;

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     base::{ResetReason, Side, StreamError},
     route::Forward,
-    upstream::{LbContext, ProtocolChoice, StreamRequest},
+    upstream::{LbContext, ProtocolChoice, ServerNames, StreamRequest},
 };
 use bytes::Bytes;
 use http::HeaderValue;
@@ -121,6 +121,7 @@ pub fn start(stream: &Stream, forward: &Forward, request: &mut Pump) {
                     priority,
                     protocol: ProtocolChoice::Http,
                     connection: None,
+                    names: ServerNames::of(&head, &cluster.info().config.http.upstream),
                 };
                 let (mut upstream, _connection) = cluster.http_stream(&host, wanted).await.ok()?;
                 let mut pump = Pump::new(body);

@@ -300,7 +300,7 @@ impl Stream {
         let context = MatchContext {
             random: self.random,
             runtime: &runtime,
-            is_tls: connection.info.transport_protocol == "tls",
+            is_tls: connection.info.tls.is_some(),
             is_internal: self.is_internal,
             info: &self.info,
         };

@@ -10,9 +10,10 @@ use crate::{
     base::{ConnectionInfo, Drain},
     http::Thread,
     network::ActiveFilters,
+    transport::tls::{ServerContext, SslStats, stats::ServerSocketFactoryStats},
 };
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -27,6 +28,8 @@ pub struct Active {
     pub stats: Arc<ListenerStats>,
     pub worker_stats: Arc<WorkerListenerStats>,
     filter_stats: RefCell<Rc<FilterStats>>,
+    /// From the first chain with TLS on.
+    tls_stats: OnceCell<Rc<TlsStats>>,
     drain: Drain,
     accepting: RefCell<Vec<JoinHandle<()>>>,
     stopped: Cell<bool>,
@@ -36,12 +39,31 @@ pub struct Active {
     limit_key: Box<str>,
 }
 
+/// A chain's TLS and where this worker counts it.
+pub struct ActiveTls {
+    pub context: Arc<ServerContext>,
+    pub stats: Rc<TlsStats>,
+}
+
+/// What all chains of a listener count together on this worker.
+pub struct TlsStats {
+    pub ssl: Arc<SslStats>,
+    pub factory: Arc<ServerSocketFactoryStats>,
+}
+
+impl ActiveTls {
+    fn new(context: &Arc<ServerContext>, stats: &Rc<TlsStats>) -> Self {
+        Self { context: context.clone(), stats: stats.clone() }
+    }
+}
+
 /// A chain and what this worker has of it.
 #[derive(Clone)]
 pub struct ActiveChain {
     pub chain: Arc<Chain>,
     /// `None`: the chain has none, its connections are closed.
     pub filters: Option<Rc<ActiveFilters>>,
+    pub tls: Option<Rc<ActiveTls>>,
     pub drain: Drain,
 }
 
@@ -55,6 +77,7 @@ impl Active {
             worker_stats: thread.registry.attach(&format!("{prefix}.worker_{}", thread.index)),
             filter_stats: RefCell::new(Rc::new(FilterStats::new(&listener.filters, thread))),
             chains: RefCell::default(),
+            tls_stats: OnceCell::new(),
             listener: RefCell::new(listener.clone()),
             drain: thread.drain.child(),
             accepting: RefCell::default(),
@@ -96,11 +119,23 @@ impl Active {
             chains.push(kept.unwrap_or_else(|| ActiveChain {
                 chain: chain.clone(),
                 filters: chain.filters.as_ref().map(|filters| Rc::new(filters.activate(thread))),
+                tls: chain.tls.as_ref().map(|tls| Rc::new(ActiveTls::new(tls, &self.tls_stats(thread)))),
                 drain: self.drain.child(),
             }));
         }
         drop(chains);
         before.into_iter().for_each(|old| old.end(drain_time));
+    }
+
+    fn tls_stats(&self, thread: &Rc<Thread>) -> Rc<TlsStats> {
+        let prefix = format!("listener.{}", self.listener.borrow().facts.stat_name);
+        let attach = || {
+            Rc::new(TlsStats {
+                ssl: thread.registry.attach(&format!("{prefix}.ssl")),
+                factory: thread.registry.attach(&format!("{prefix}.server_ssl_socket_factory")),
+            })
+        };
+        self.tls_stats.get_or_init(attach).clone()
     }
 
     pub fn accepts_by(&self, task: JoinHandle<()>) {

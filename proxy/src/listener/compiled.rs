@@ -10,9 +10,10 @@ use crate::{
     network::{self, Filters, ListenerFacts, RouteSlots},
     observe::access_log::{AccessLogs, LogWriter},
     route::shared_metadata,
+    transport::tls::{Secrets, ServerContext},
     upstream::Names,
 };
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use weft_config::{
     Address as ConfigAddress, Context,
     listener::{FilterChain as ChainConfig, Listener as Config, TrafficDirection, Unchanged},
@@ -37,6 +38,9 @@ pub struct Chain {
     pub name: Arc<str>,
     /// `None`: no filters, the connection is closed.
     pub filters: Option<Filters>,
+    /// `None`: bytes go as they are.
+    pub tls: Option<Arc<ServerContext>>,
+    pub transport_socket_connect_timeout: Duration,
     /// Names of the route configurations that it refers to.
     routes: Vec<String>,
 }
@@ -48,6 +52,7 @@ pub struct CompileContext<'a> {
     pub routes: &'a mut RouteSlots,
     /// Says which clusters there are.
     pub cluster_exists: &'a dyn Fn(&str) -> bool,
+    pub secrets: &'a dyn Secrets,
     /// The listener that this one updates, if nothing but chains changed.
     pub before: Option<(&'a Listener, Unchanged)>,
 }
@@ -66,6 +71,7 @@ impl Listener {
             Some((before, unchanged)) => (Some(*before), unchanged.clone()),
             None => (None, Unchanged::default()),
         };
+        let secrets = context.secrets;
         let mut chain = |config: &ChainConfig, cx: &mut Context| {
             context.routes.take_wanted();
             let mut context = network::CompileContext {
@@ -76,7 +82,17 @@ impl Listener {
                 cluster_exists: context.cluster_exists,
             };
             let filters = network::compile(&config.filters, &mut context, cx);
-            Arc::new(Chain { name: config.name.as_str().into(), filters, routes: context.routes.take_wanted() })
+            let tls = config.tls.as_ref().map(|config| {
+                let compile = |cx: &mut Context| ServerContext::compile(config.clone(), secrets, cx);
+                Arc::new(cx.field("transport_socket.typed_config", compile))
+            });
+            Arc::new(Chain {
+                name: config.name.as_str().into(),
+                filters,
+                tls,
+                transport_socket_connect_timeout: config.transport_socket_connect_timeout,
+                routes: context.routes.take_wanted(),
+            })
         };
         let kept = |at: usize| before?.chains.get((*unchanged.chains.get(at)?)?).cloned();
         let chains: Vec<_> = (config.filter_chains.iter().enumerate())

@@ -2,8 +2,8 @@
 
 use super::{
     accept::Listeners,
-    active::{Active, OpenSocket},
-    compiled::Listener,
+    active::{Active, ActiveTls, OpenSocket},
+    compiled::{Chain, Listener},
     filters::{self, Accepted, Refused},
 };
 use crate::{
@@ -50,26 +50,79 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
     accepted.info.filter_chain = Some(found.chain.name.clone());
     let dynamic_metadata = tlv_metadata(&accepted.metadata);
     let (io, info) = accepted.into_io();
-    let info = Rc::new(info);
-    let open = Open::new(active, listener, thread.clone(), info.clone(), dynamic_metadata.clone(), socket);
+    let mut open = Open::new(active, listener, thread.clone(), info, dynamic_metadata.clone(), socket);
     let Some(filters) = found.filters else { return };
+    let cut = found.drain.clone();
+    let secured = match &found.tls {
+        Some(tls) => tokio::select! {
+            secured = handshake(&mut open, tls, &found.chain, io) => secured,
+            () = cut.cut() => return,
+        },
+        None => Ok(io),
+    };
+    let (io, is_secured) = match secured {
+        Ok(io) => (io, true),
+        // Nobody reads or writes any more; what is left is to count it.
+        Err(Refusal) => (Io::Boxed(Box::new(tokio::io::empty())), false),
+    };
     let io = match &open.facts {
         Some(_) => io.metered(open.bytes.clone()),
         None => io,
     };
-    let cut = found.drain.clone();
     let connection = Connection {
         io,
-        info,
+        info: open.info.clone(),
         drain: found.drain,
         thread: thread.clone(),
         dynamic_metadata,
         filter_state: Default::default(),
         facts: open.facts.clone(),
     };
+    if !is_secured {
+        return filters.missed(connection);
+    }
     tokio::select! {
         () = filters.serve(connection) => {}
         () = cut.cut() => {}
+    }
+}
+
+/// The transport refused the connection.
+struct Refusal;
+
+/// The connection under TLS, which `open` knows of then.
+async fn handshake(open: &mut Open, tls: &ActiveTls, chain: &Chain, io: Io) -> Result<Io, Refusal> {
+    let Some(revision) = tls.context.revision() else {
+        tls.stats.factory.downstream_context_secrets_not_ready.inc();
+        *open.info.transport_failure.borrow_mut() = Some("TLS_error:_Secret_is_not_supplied_by_SDS".into());
+        return Err(Refusal);
+    };
+    let accept = tls.context.accept(&revision, io, &open.info, &tls.stats.ssl);
+    let timeout = chain.transport_socket_connect_timeout;
+    let result = match timeout.is_zero() {
+        true => accept.await,
+        false => match tokio::time::timeout(timeout, accept).await {
+            Ok(result) => result,
+            Err(_) => {
+                open.active.stats.downstream_cx_transport_socket_connect_timeout.inc();
+                return Err(Refusal);
+            }
+        },
+    };
+    match result {
+        Ok((io, facts)) => {
+            if let Some(info) = Rc::get_mut(&mut open.info) {
+                info.tls = Some(Rc::new(facts));
+            }
+            Ok(io)
+        }
+        Err(failure) => {
+            tls.stats.ssl.failed(failure.cause);
+            if !failure.details.is_empty() {
+                *open.info.transport_failure.borrow_mut() = Some(failure.details);
+            }
+            Err(Refusal)
+        }
     }
 }
 
@@ -176,7 +229,7 @@ impl Open {
         active: Rc<Active>,
         listener: Arc<Listener>,
         thread: Rc<Thread>,
-        info: Rc<ConnectionInfo>,
+        info: ConnectionInfo,
         metadata: Metadata,
         socket: OpenSocket,
     ) -> Self {
@@ -185,6 +238,7 @@ impl Open {
         active.worker_stats.downstream_cx_total.inc();
         active.worker_stats.downstream_cx_active.inc();
         let facts = (!listener.access_logs.is_empty()).then(FactsSlot::default);
+        let info = Rc::new(info);
         Self { active, listener, thread, info, facts, bytes: Rc::default(), metadata, _socket: socket }
     }
 }

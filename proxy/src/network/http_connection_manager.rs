@@ -162,7 +162,9 @@ impl Terminal for Active {
     fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(async move {
             let Connection { io, info, drain, thread, dynamic_metadata, filter_state: _, facts: _ } = connection;
-            let counted = Rc::new(Counted::new(self.stats.clone()));
+            let alpn = info.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
+            let codec = self.codec.or(alpn.map(codec::by_alpn));
+            let counted = Rc::new(Counted::new(self.stats.clone(), info.tls.is_some()));
             let io = io.metered(counted.clone());
             let connection = HttpConnection::new(
                 thread,
@@ -176,13 +178,13 @@ impl Terminal for Active {
             );
             let own_drain = connection.drain.clone();
             let event = |event| counted.event(event);
-            codec::serve(io, self.codec, self.options.clone(), Service(connection.clone()), own_drain, event).await;
+            codec::serve(io, codec, self.options.clone(), Service(connection.clone()), own_drain, event).await;
             counted.active_requests.set(connection.active.get() > 0);
         })
     }
 
-    fn missed(&self, _: Connection) {
-        Counted::new(self.stats.clone()).closed_by_us.set(true);
+    fn missed(&self, connection: Connection) {
+        Counted::new(self.stats.clone(), connection.info.tls.is_some()).closed_by_us.set(true);
     }
 }
 
@@ -190,17 +192,23 @@ impl Terminal for Active {
 struct Counted {
     stats: Arc<ConnectionManagerStats>,
     start: std::time::Instant,
+    is_tls: bool,
     codec: Cell<Option<Codec>>,
     active_requests: Cell<bool>,
     closed_by_us: Cell<bool>,
 }
 
 impl Counted {
-    fn new(stats: Arc<ConnectionManagerStats>) -> Self {
+    fn new(stats: Arc<ConnectionManagerStats>, is_tls: bool) -> Self {
         stats.downstream_cx_total.inc();
         stats.downstream_cx_active.inc();
+        if is_tls {
+            stats.downstream_cx_ssl_total.inc();
+            stats.downstream_cx_ssl_active.inc();
+        }
         Self {
             stats,
+            is_tls,
             start: std::time::Instant::now(),
             codec: Cell::new(None),
             active_requests: Cell::new(false),
@@ -245,6 +253,9 @@ impl Drop for Counted {
     fn drop(&mut self) {
         let stats = &self.stats;
         stats.downstream_cx_active.dec();
+        if self.is_tls {
+            stats.downstream_cx_ssl_active.dec();
+        }
         match self.codec.get() {
             Some(Codec::Http1) => stats.downstream_cx_http1_active.dec(),
             Some(Codec::Http2) => stats.downstream_cx_http2_active.dec(),

@@ -11,6 +11,7 @@ use crate::{
     network::RouteSlots,
     observe::access_log::LogWriter,
     route::RouteTable,
+    transport::tls::secrets::NoSecrets,
     upstream::{Cluster, ClusterInfo, ClusterTable, Names},
 };
 use std::{
@@ -146,7 +147,12 @@ impl Store {
             }
         }
         let id = self.names.intern(&name);
-        let mut cluster = Cluster::compile(id, Arc::new(config), self.bind.as_ref(), origin != Origin::Static);
+        let mut cx = Context::new();
+        let mut cluster =
+            Cluster::compile(id, Arc::new(config), self.bind.as_ref(), origin != Origin::Static, &NoSecrets, &mut cx);
+        if cx.has_problems() {
+            return Err(cx.finish::<()>(None).err().unwrap_or_default());
+        }
         let is_warm = match &cluster.info.config.discovery {
             Discovery::StrictDns(_) | Discovery::LogicalDns(_) => false,
             Discovery::Eds(eds) => {
@@ -278,6 +284,7 @@ impl Store {
             log_writer: &self.log_writer,
             routes: &mut self.routes,
             cluster_exists: &exists,
+            secrets: &NoSecrets,
             before: kept_chains,
         };
         // The sockets come last: nothing is bound for a listener that has problems.

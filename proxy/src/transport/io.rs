@@ -16,8 +16,9 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
 };
+use tokio_rustls::TlsStream;
 
-/// Anything else that can carry a connection: TLS, an internal listener's pipe.
+/// Anything else that can carry a connection: an internal listener's pipe.
 pub trait Carrier: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Carrier for T {}
 
@@ -25,6 +26,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Carrier for T {}
 pub enum Io {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream<Io>>),
     Boxed(Box<dyn Carrier>),
     /// Bytes that were read ahead come first.
     Prefixed(Bytes, Box<Io>),
@@ -63,7 +65,7 @@ impl Io {
         match self {
             Self::Tcp(s) => bytes_acked(s),
             Self::Prefixed(_, s) | Self::Metered(_, s) => s.bytes_acked(),
-            Self::Unix(_) | Self::Boxed(_) => None,
+            Self::Unix(_) | Self::Tls(_) | Self::Boxed(_) => None,
         }
     }
 
@@ -72,7 +74,7 @@ impl Io {
         match self {
             Self::Tcp(s) => s.poll_read_ready(cx),
             Self::Unix(s) => s.poll_read_ready(cx),
-            Self::Boxed(_) | Self::Prefixed(..) => Poll::Ready(Ok(())),
+            Self::Tls(_) | Self::Boxed(_) | Self::Prefixed(..) => Poll::Ready(Ok(())),
             Self::Metered(_, s) => s.poll_read_ready(cx),
         }
     }
@@ -85,6 +87,7 @@ impl Io {
             // An option that cannot be set leaves an ordinary close.
             Self::Tcp(s) => drop(SockRef::from(s).set_linger(Some(Duration::ZERO))),
             Self::Prefixed(_, s) | Self::Metered(_, s) => s.reset_on_drop(),
+            Self::Tls(s) => s.get_ref().0.reset_on_drop(),
             Self::Unix(_) | Self::Boxed(_) => {}
         }
     }
@@ -112,6 +115,10 @@ macro_rules! each {
             }
             Io::Unix(s) => {
                 let $s = Pin::new(s);
+                $call
+            }
+            Io::Tls(s) => {
+                let $s = Pin::new(&mut **s);
                 $call
             }
             Io::Boxed(s) => {
@@ -178,6 +185,7 @@ impl AsyncWrite for Io {
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Tcp(_) | Self::Unix(_) => true,
+            Self::Tls(s) => s.is_write_vectored(),
             Self::Boxed(s) => s.is_write_vectored(),
             Self::Prefixed(_, s) | Self::Metered(_, s) => s.is_write_vectored(),
         }

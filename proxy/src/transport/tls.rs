@@ -1,3 +1,50 @@
 //! TLS on a connection, of both sides: rustls, with Envoy's choices.
+//!
+//! A context ([`ServerContext`] of a filter chain, [`ClientContext`] of a cluster) is compiled on the control thread. What
+//! it was made of (certificates, keys, authorities, CRLs) is one [`revision`](server::ServerRevision) of it, swapped as a
+//! whole when a secret changes. A handshake sees one revision from begin to end, and session tickets of one revision
+//! mean nothing to another.
 
+mod capture;
+pub mod client;
+pub mod failure;
+mod key_log;
+pub mod material;
+mod parameters;
+pub mod secrets;
+mod select;
+pub mod server;
+pub mod stats;
+mod tickets;
 pub mod verify;
+
+pub use client::{ClientContext, ClientOptions};
+pub use secrets::Secrets;
+pub use server::ServerContext;
+pub use stats::SslStats;
+
+use crate::base::{Certificate, TlsConnection};
+use rustls::{CommonState, HandshakeKind};
+use std::{rc::Rc, sync::Arc};
+
+/// The facts of a connection whose handshake is done.
+fn facts(state: &CommonState, local: Option<Arc<Certificate>>, peer_validated: bool) -> TlsConnection {
+    let peer_chain: Vec<Box<[u8]>> =
+        state.peer_certificates().unwrap_or_default().iter().map(|der| der.as_ref().into()).collect();
+    TlsConnection {
+        version: parameters::version_name(state.protocol_version()),
+        cipher: parameters::cipher_name(state.negotiated_cipher_suite()),
+        group: state
+            .negotiated_key_exchange_group()
+            .map(|group| parameters::group_name(group.name()))
+            .unwrap_or_default(),
+        session_id: Box::default(),
+        alpn: state.alpn_protocol().map(Into::into),
+        local,
+        // What the verifier let through can be parsed, or nobody asked what it is.
+        peer: peer_chain.first().and_then(|der| Certificate::parse(der).ok()).map(Rc::new),
+        peer_chain,
+        peer_validated,
+        resumed: state.handshake_kind() == Some(HandshakeKind::Resumed),
+    }
+}

@@ -6,10 +6,15 @@
 use super::{
     Breakers, ClusterId, Names,
     host::{self, HostRules, HostSet},
+    transport_socket::UpstreamSocket,
 };
-use crate::observe::stream_info::Metadata;
+use crate::{observe::stream_info::Metadata, transport::tls::Secrets};
 use std::sync::Arc;
-use weft_config::{self as config, ClusterLoadAssignment, address::BindConfig, cluster::Discovery};
+use weft_config::{
+    self as config, ClusterLoadAssignment, Context,
+    address::BindConfig,
+    cluster::{Discovery, TransportSocket},
+};
 
 /// A cluster with its hosts of this moment.
 #[derive(Debug)]
@@ -40,24 +45,43 @@ impl ClusterInfo {
     pub fn name(&self) -> &str {
         &self.config.name
     }
+
+    /// The transport socket of hosts that no rule matches.
+    pub fn transport_socket(&self) -> &Arc<UpstreamSocket> {
+        &self.rules.transport_socket
+    }
+
+    /// All transport sockets.
+    pub fn transport_sockets(&self) -> impl Iterator<Item = &Arc<UpstreamSocket>> {
+        [&self.rules.transport_socket].into_iter().chain(self.rules.matches.iter().map(|(_, socket)| socket))
+    }
 }
 
 impl Cluster {
     /// Compiles a cluster. Its hosts are those of its own load assignment if no one has to be asked for their addresses, else
-    /// none. `bind`: the cluster manager's.
+    /// none. `bind`: the cluster manager's. `secrets`: those of this moment.
     pub fn compile(
         id: ClusterId,
         config: Arc<config::Cluster>,
         bind: Option<&Arc<BindConfig>>,
         added_via_api: bool,
+        secrets: &dyn Secrets,
+        cx: &mut Context,
     ) -> Arc<Self> {
         let name = if config.alt_stat_name.is_empty() { &config.name } else { &config.alt_stat_name };
+        let socket = |field: &str, config: &TransportSocket, cx: &mut Context| {
+            Arc::new(cx.field(field, |cx| UpstreamSocket::compile(config, secrets, cx)))
+        };
         let rules = HostRules {
-            transport_socket: Arc::new(config.transport_socket.clone()),
+            transport_socket: socket("transport_socket", &config.transport_socket, cx),
             matches: config
                 .transport_socket_matches
                 .iter()
-                .map(|rule| (rule.clone(), Arc::new(rule.transport_socket.clone())))
+                .enumerate()
+                .map(|(i, rule)| {
+                    let compile = |cx: &mut Context| socket("transport_socket", &rule.transport_socket, cx);
+                    (rule.clone(), cx.element("transport_socket_matches", i, compile))
+                })
                 .collect(),
             unique: matches!(config.discovery, Discovery::Eds(_)),
         };

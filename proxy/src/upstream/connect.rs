@@ -5,17 +5,17 @@
 mod proxy_protocol;
 mod socket;
 
-use super::host::Host;
+use super::{host::Host, transport_socket::UpstreamSocket};
 use crate::{
-    base::{Address, ConnectionInfo, ResetReason},
-    transport::{Internals, Io, internal},
+    base::{Address, ConnectionInfo, ResetReason, TlsConnection},
+    transport::{
+        Internals, Io, internal,
+        tls::{ClientContext, ClientOptions, SslStats, stats::ClientSocketFactoryStats},
+    },
 };
 use std::{borrow::Cow, future::Future, io, pin::Pin, rc::Rc, sync::Arc};
 use tokio::{io::AsyncWriteExt, net::UnixStream};
-use weft_config::{
-    address::{BindConfig, TcpKeepalive},
-    cluster::TransportSocket,
-};
+use weft_config::address::{BindConfig, TcpKeepalive};
 
 /// What to connect to, and how.
 pub struct Target {
@@ -24,6 +24,14 @@ pub struct Target {
     pub keepalive: Option<TcpKeepalive>,
     /// On whose behalf, where that is told to the host.
     pub downstream: Option<Rc<ConnectionInfo>>,
+    pub tls: TargetTls,
+}
+
+/// What TLS towards a host needs, where its transport socket speaks it.
+pub struct TargetTls {
+    pub options: Rc<ClientOptions>,
+    pub ssl: Arc<SslStats>,
+    pub factory: Arc<ClientSocketFactoryStats>,
 }
 
 /// A connection that is made.
@@ -33,6 +41,7 @@ pub struct Connected {
     pub remote: Option<Address>,
     /// Bytes that were sent ahead of all others.
     pub sent: usize,
+    pub tls: Option<Rc<TlsConnection>>,
 }
 
 /// A connection that could not be made.
@@ -71,13 +80,39 @@ async fn connect(target: Target, internals: Rc<Internals>) -> Result<Connected, 
     }
     let mut connected = result?;
     let mut transport = &*target.host.transport_socket;
-    while let TransportSocket::ProxyProtocol(proxy) = transport {
+    while let UpstreamSocket::ProxyProtocol(proxy, inner) = transport {
         let header = proxy_protocol::header(proxy, target.downstream.as_deref());
         connected.io.write_all(&header).await.map_err(|e| delayed(&e))?;
         connected.sent += header.len();
-        transport = &proxy.inner;
+        transport = inner;
     }
-    Ok(connected)
+    match transport {
+        UpstreamSocket::Tls(context) => secure(context, connected, &target).await,
+        _ => Ok(connected),
+    }
+}
+
+/// The connection under TLS.
+async fn secure(context: &ClientContext, made: Connected, target: &Target) -> Result<Connected, ConnectError> {
+    let failed = |details: String| ConnectError {
+        reason: ResetReason::RemoteConnectionFailure,
+        details: details.into(),
+        bind: false,
+    };
+    let Some(revision) = context.revision() else {
+        target.tls.factory.upstream_context_secrets_not_ready.inc();
+        return Err(failed("TLS_error:_Secret_is_not_supplied_by_SDS".into()));
+    };
+    let Connected { io, local, remote, sent, tls: _ } = made;
+    let (options, stats) = (&target.tls.options, &target.tls.ssl);
+    let addresses = (local.as_ref(), remote.as_ref());
+    match context.connect(&revision, io, options, &target.host.hostname, addresses, stats).await {
+        Ok((io, tls)) => Ok(Connected { io, local, remote, sent, tls: Some(Rc::new(tls)) }),
+        Err(failure) => {
+            stats.failed(failure.cause);
+            Err(failed(failure.details))
+        }
+    }
 }
 
 async fn one(target: &Target, address: &Address, internals: &Internals) -> Result<Connected, ConnectError> {
@@ -89,16 +124,19 @@ async fn one(target: &Target, address: &Address, internals: &Internals) -> Resul
                 remote: Some(Address::from(*address)),
                 io: Io::Tcp(stream),
                 sent: 0,
+                tls: None,
             })
         }
         Address::Unix(path) => {
             // tokio takes a leading NUL for the abstract namespace.
             let name = path.strip_prefix('@').map_or_else(|| path.to_string(), |name| format!("\0{name}"));
             let stream = UnixStream::connect(name).await.map_err(|e| immediate(&e, path))?;
-            Ok(Connected { local: None, remote: Some(address.clone()), io: Io::Unix(stream), sent: 0 })
+            Ok(Connected { local: None, remote: Some(address.clone()), io: Io::Unix(stream), sent: 0, tls: None })
         }
         Address::Internal { .. } => match internals.connect(address) {
-            Some(io) => Ok(Connected { local: Some(internal::client()), remote: Some(address.clone()), io, sent: 0 }),
+            Some(io) => {
+                Ok(Connected { local: Some(internal::client()), remote: Some(address.clone()), io, sent: 0, tls: None })
+            }
             None => Err(immediate(&io::Error::from_raw_os_error(libc::EINVAL), address)),
         },
     }

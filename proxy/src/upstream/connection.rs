@@ -1,7 +1,7 @@
 //! What is known and counted of one connection to a host.
 
 use super::{host::HostState, shared::Shared};
-use crate::base::{Address, next_connection_id};
+use crate::base::{Address, TlsConnection, next_connection_id};
 use std::{
     cell::Cell,
     rc::Rc,
@@ -16,6 +16,7 @@ pub struct UpstreamConnection {
     local: Option<Address>,
     remote: Option<Address>,
     protocol: Option<&'static str>,
+    tls: Option<Rc<TlsConnection>>,
     streams: Cell<u64>,
     tally: Tally,
 }
@@ -26,9 +27,10 @@ impl UpstreamConnection {
         local: Option<Address>,
         remote: Option<Address>,
         protocol: Option<&'static str>,
+        tls: Option<Rc<TlsConnection>>,
     ) -> Rc<Self> {
         let id = next_connection_id();
-        Rc::new(Self { id, local, remote, protocol, streams: Cell::new(0), tally })
+        Rc::new(Self { id, local, remote, protocol, tls, streams: Cell::new(0), tally })
     }
 
     pub fn id(&self) -> u64 {
@@ -46,6 +48,11 @@ impl UpstreamConnection {
     /// `HTTP/1.1`, `HTTP/2`; `None` for TCP.
     pub fn protocol(&self) -> Option<&'static str> {
         self.protocol
+    }
+
+    /// What TLS established, where the connection speaks it.
+    pub fn tls(&self) -> Option<&Rc<TlsConnection>> {
+        self.tls.as_ref()
     }
 
     /// True once it carried more than one stream.

@@ -51,6 +51,7 @@ impl GrpcStream {
             priority: Priority::Default,
             protocol: ProtocolChoice::Http,
             connection: None,
+            names: Default::default(),
         };
         let (mut upstream, connection) = cluster.http_stream(&host, wanted).await?;
         let mut head = RequestHead::new(Method::POST, Bytes::from_static(path.as_bytes()));

@@ -3,6 +3,7 @@
 //! Made on the control thread, immutable but for the atomics in [`HostState`]. Invariant: an endpoint that stays keeps its
 //! state, and keeps its very [`Host`] if nothing about it changed.
 
+use super::transport_socket::UpstreamSocket;
 use crate::{base::Address, observe::stream_info::Metadata};
 use foldhash::{HashMap, HashSet};
 use std::sync::{
@@ -12,7 +13,7 @@ use std::sync::{
 use weft_config::{
     ClusterLoadAssignment,
     address::Address as ConfigAddress,
-    cluster::{TransportSocket, TransportSocketMatch},
+    cluster::TransportSocketMatch,
     endpoint::{HealthStatus, LbEndpoint, Locality},
 };
 
@@ -31,7 +32,7 @@ pub struct Host {
     pub weight: u32,
     /// What EDS says of its health.
     pub eds_health: HealthStatus,
-    pub transport_socket: Arc<TransportSocket>,
+    pub transport_socket: Arc<UpstreamSocket>,
     pub state: Arc<HostState>,
 }
 
@@ -134,8 +135,8 @@ pub struct LocalityHosts {
 /// The parts of a cluster's configuration that shape its hosts.
 #[derive(Debug)]
 pub struct HostRules {
-    pub transport_socket: Arc<TransportSocket>,
-    pub matches: Vec<(TransportSocketMatch, Arc<TransportSocket>)>,
+    pub transport_socket: Arc<UpstreamSocket>,
+    pub matches: Vec<(TransportSocketMatch, Arc<UpstreamSocket>)>,
     /// An address counts once, at its first place (EDS).
     pub unique: bool,
 }

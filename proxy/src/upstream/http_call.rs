@@ -36,6 +36,7 @@ pub async fn call(
         priority: Priority::Default,
         protocol: ProtocolChoice::Http,
         connection: None,
+        names: Default::default(),
     };
     // The connection lives as long as the exchange.
     let (mut upstream, _connection) = cluster.http_stream(&host, wanted).await?;

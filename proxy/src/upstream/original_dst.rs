@@ -53,7 +53,7 @@ impl OriginalDstHosts {
             priority: 0,
             weight: 1,
             eds_health: HealthStatus::Unknown,
-            transport_socket: Arc::new(config.transport_socket.clone()),
+            transport_socket: self.shared.info.transport_socket().clone(),
             state: Arc::default(),
         };
         let host = ThreadHost::new(Arc::new(host), self.shared.clone());

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     base::{ConnectionInfo, ResetReason, Side, StreamError},
     http::service::UpstreamStream,
+    transport::tls::ClientOptions,
 };
 use client::Client;
 use foldhash::HashMap;
@@ -35,15 +36,25 @@ pub type Opened = (UpstreamStream, Rc<UpstreamConnection>);
 pub(super) enum Protocol {
     Http1,
     Http2,
+    /// What TLS agrees on.
+    Auto,
 }
 
 /// What tells the pools of one host apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PoolKey {
     pub protocol: Protocol,
     pub priority: Priority,
     /// The downstream connection that this pool is for; `None`: for all.
     pub downstream: Option<u64>,
+    pub tls: Rc<ClientOptions>,
+}
+
+impl PoolKey {
+    /// True if there may be any number of such pools: an empty one is not kept.
+    fn is_passing(&self) -> bool {
+        self.downstream.is_some() || self.tls.sni.is_some() || self.tls.san.is_some()
+    }
 }
 
 /// All pools of a host on one thread.
@@ -88,7 +99,7 @@ impl Pools {
         let new = || {
             Rc::new(Pool {
                 owner: self.clone(),
-                key,
+                key: key.clone(),
                 downstream,
                 ready: RefCell::default(),
                 clients: RefCell::default(),
@@ -96,7 +107,10 @@ impl Pools {
                 connecting: Cell::new(0),
             })
         };
-        pools.entry(key).or_insert_with(new).clone()
+        match pools.get(&key) {
+            Some(pool) => pool.clone(),
+            None => pools.entry(key.clone()).or_insert_with(new).clone(),
+        }
     }
 
     /// Closes idle connections now and the others when their streams end.
@@ -183,7 +197,7 @@ impl Pool {
 
     /// Takes the pool out of its host's, if nothing is left in it and nothing comes back to it.
     fn tidy(self: &Rc<Self>) {
-        if (self.key.downstream.is_some() || self.owner.gone.get()) && self.is_empty() {
+        if (self.key.is_passing() || self.owner.gone.get()) && self.is_empty() {
             self.owner.pools.borrow_mut().remove(&self.key);
         }
     }
@@ -204,10 +218,11 @@ impl Pool {
             let tally = Tally::begin(self.shared().clone(), host.state.clone(), self.key.priority);
             let stats = self.shared().stats();
             match self.key.protocol {
-                Protocol::Http1 => &stats.upstream_cx_http1_total,
-                Protocol::Http2 => &stats.upstream_cx_http2_total,
+                Protocol::Http1 => stats.upstream_cx_http1_total.inc(),
+                Protocol::Http2 => stats.upstream_cx_http2_total.inc(),
+                // Not known yet.
+                Protocol::Auto => {}
             }
-            .inc();
             self.connecting.set(self.connecting.get() + 1);
             tokio::task::spawn_local(self.clone().connection(host, tally));
         }
@@ -217,14 +232,14 @@ impl Pool {
         let config = &self.shared().info.config;
         let most = config.max_requests_per_connection.map_or(usize::MAX, |n| n as usize);
         match self.key.protocol {
-            Protocol::Http1 => 1,
+            Protocol::Http1 | Protocol::Auto => 1,
             Protocol::Http2 => most.min(self.shared().http2().http2.max_concurrent_streams as usize),
         }
     }
 
     /// One connection from its beginning to its end.
     async fn connection(self: Rc<Self>, host: Arc<Host>, tally: Tally) {
-        let connected = self.shared().connect(host, self.downstream.clone(), &tally).await;
+        let connected = self.shared().connect(host, self.downstream.clone(), self.key.tls.clone(), &tally).await;
         self.connecting.set(self.connecting.get() - 1);
         match connected {
             Ok(connected) => Client::run(self, connected, tally).await,

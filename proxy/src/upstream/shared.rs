@@ -2,7 +2,7 @@
 
 use super::{
     cluster::ClusterInfo,
-    connect::{Connect, ConnectError, Connected, Target},
+    connect::{Connect, ConnectError, Connected, Target, TargetTls},
     connection::{ClosedBy, Tally},
     host::Host,
     stats::ClusterStats,
@@ -11,7 +11,10 @@ use crate::{
     base::{ConnectionInfo, ResetReason, Side, StreamError},
     http::{h1, h2},
     observe::stats::Registry,
-    transport::Meter,
+    transport::{
+        Meter,
+        tls::{ClientOptions, SslStats, stats::ClientSocketFactoryStats},
+    },
 };
 use std::{cell::OnceCell, rc::Rc, sync::Arc, sync::atomic::Ordering::Relaxed};
 use weft_config::{
@@ -25,6 +28,43 @@ pub(super) struct Context {
     pub connector: Rc<dyn Connect>,
     /// The control thread: its stats show before there was any traffic.
     pub is_control: bool,
+    /// By [`Alpn`].
+    tls_options: [Rc<ClientOptions>; 4],
+}
+
+/// What is offered by ALPN where a cluster's TLS says nothing of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Alpn {
+    None,
+    Http1,
+    Http2,
+    Both,
+}
+
+impl Alpn {
+    const ALL: [Self; 4] = [Self::None, Self::Http1, Self::Http2, Self::Both];
+
+    pub fn offer(self) -> Vec<Box<[u8]>> {
+        let names: &[&[u8]] = match self {
+            Self::None => &[],
+            Self::Http1 => &[b"http/1.1"],
+            Self::Http2 => &[b"h2"],
+            Self::Both => &[b"h2", b"http/1.1"],
+        };
+        names.iter().map(|name| Box::from(*name)).collect()
+    }
+}
+
+impl Context {
+    pub fn new(registry: Registry, connector: Rc<dyn Connect>, is_control: bool) -> Self {
+        let options = |alpn: Alpn| Rc::new(ClientOptions { alpn_fallback: alpn.offer(), ..Default::default() });
+        Self { registry, connector, is_control, tls_options: Alpn::ALL.map(options) }
+    }
+
+    /// For connections that nothing else is said of.
+    pub fn tls_options(&self, alpn: Alpn) -> Rc<ClientOptions> {
+        self.tls_options[alpn as usize].clone()
+    }
 }
 
 /// One cluster's configuration, stats and options on one thread.
@@ -34,13 +74,14 @@ pub(super) struct Shared {
     stats: OnceCell<Arc<ClusterStats>>,
     http1: OnceCell<Rc<h1::ClientOptions>>,
     http2: OnceCell<Rc<h2::ClientOptions>>,
+    tls: OnceCell<(Arc<SslStats>, Arc<ClientSocketFactoryStats>)>,
 }
 
 impl Shared {
     /// `stats`: of the cluster's earlier configuration, which go on.
     pub fn new(info: Arc<ClusterInfo>, context: Rc<Context>, stats: Option<Arc<ClusterStats>>) -> Rc<Self> {
         let stats = stats.map(OnceCell::from).unwrap_or_default();
-        Rc::new(Self { info, context, stats, http1: OnceCell::new(), http2: OnceCell::new() })
+        Rc::new(Self { info, context, stats, http1: OnceCell::new(), http2: OnceCell::new(), tls: OnceCell::new() })
     }
 
     pub fn stats(&self) -> &Arc<ClusterStats> {
@@ -97,6 +138,23 @@ impl Shared {
         })
     }
 
+    fn tls_stats(&self) -> &(Arc<SslStats>, Arc<ClientSocketFactoryStats>) {
+        let attach = |name: &str| format!("{}.{name}", self.info.stat_prefix);
+        let registry = &self.context.registry;
+        self.tls.get_or_init(|| {
+            // A cluster that speaks no TLS has no such stats.
+            match self.info.transport_sockets().any(|socket| socket.tls().is_some()) {
+                true => (registry.attach(&attach("ssl")), registry.attach(&attach("client_ssl_socket_factory"))),
+                false => Default::default(),
+            }
+        })
+    }
+
+    /// Makes the stats of TLS visible, where it is spoken.
+    pub fn show_tls_stats(&self) {
+        self.tls_stats();
+    }
+
     /// Takes a connection's place with the breakers. `needed`: without this one nothing would ever be served.
     pub fn may_connect(&self, host: &Host, priority: Priority, needed: bool) -> bool {
         let breakers = &self.info.breakers;
@@ -118,10 +176,13 @@ impl Shared {
         &self,
         host: Arc<Host>,
         downstream: Option<Rc<ConnectionInfo>>,
+        options: Rc<ClientOptions>,
         tally: &Tally,
     ) -> Result<Connected, StreamError> {
         let config = &self.info.config;
-        let target = Target { host, bind: self.info.bind.clone(), keepalive: config.tcp_keepalive, downstream };
+        let (ssl, factory) = self.tls_stats().clone();
+        let tls = TargetTls { options, ssl, factory };
+        let target = Target { host, bind: self.info.bind.clone(), keepalive: config.tcp_keepalive, downstream, tls };
         let connecting = self.context.connector.connect(target);
         match tokio::time::timeout(config.connect_timeout, connecting).await {
             Ok(Ok(connected)) => {

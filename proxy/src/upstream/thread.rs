@@ -12,7 +12,8 @@ use super::{
     host::{Health, Host, HostSet},
     original_dst::OriginalDstHosts,
     pool::{self, Opened, PoolKey, Pools},
-    shared::{Context, Shared},
+    server_names::ServerNames,
+    shared::{Alpn, Context, Shared},
     stats::{BreakerStats, ClusterStats},
 };
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
         stats::Registry,
         stream_info::{Metadata, StreamInfo},
     },
-    transport::{Internals, Io},
+    transport::{Internals, Io, tls::ClientOptions},
 };
 use foldhash::{HashMap, HashSet};
 use http::HeaderMap;
@@ -33,11 +34,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use weft_config::{
-    cluster::{Discovery, TransportSocket},
-    http_protocol_options::UpstreamProtocol,
-    route::Priority,
-};
+use weft_config::{cluster::Discovery, http_protocol_options::UpstreamProtocol, route::Priority};
 
 /// All clusters as one thread has them.
 pub struct Upstreams {
@@ -65,7 +62,7 @@ impl Upstreams {
     }
 
     fn build(registry: Registry, is_control: bool, connector: Rc<dyn Connect>, internals: Rc<Internals>) -> Rc<Self> {
-        let context = Rc::new(Context { registry, connector, is_control });
+        let context = Rc::new(Context::new(registry, connector, is_control));
         Rc::new(Self { context, clusters: RefCell::default(), names: RefCell::default(), internals })
     }
 
@@ -147,6 +144,8 @@ pub struct StreamRequest {
     pub protocol: ProtocolChoice,
     /// The client's connection, if there is one.
     pub connection: Option<Rc<ConnectionInfo>>,
+    /// Names that TLS takes from the request.
+    pub names: ServerNames,
 }
 
 /// How the host is spoken to.
@@ -183,6 +182,7 @@ impl ThreadCluster {
             breaker_stats,
         };
         if context.is_control {
+            this.shared.show_tls_stats();
             if cluster.hosts.hosts().next().is_some() {
                 this.stats().membership_change.inc();
             }
@@ -247,7 +247,9 @@ impl ThreadCluster {
         }
         if forget_stats && self.shared.context.is_control {
             self.shared.context.registry.detach(&self.shared.info.stat_prefix);
-            self.shared.context.registry.detach(&format!("{}.http2", self.shared.info.stat_prefix));
+            for part in ["http2", "ssl", "client_ssl_socket_factory"] {
+                self.shared.context.registry.detach(&format!("{}.{part}", self.shared.info.stat_prefix));
+            }
         }
     }
 
@@ -298,33 +300,54 @@ impl ThreadCluster {
         host: &Rc<ThreadHost>,
         wanted: StreamRequest,
     ) -> impl Future<Output = Result<Opened, StreamError>> + use<> {
-        let StreamRequest { downstream_protocol, priority, protocol, connection } = wanted;
+        let StreamRequest { downstream_protocol, priority, protocol, connection, names } = wanted;
         let config = &self.shared.info.config;
-        let http2 = match &config.http.protocol {
-            UpstreamProtocol::Http1(_) | UpstreamProtocol::Auto { .. } => false,
-            UpstreamProtocol::Http2(_) => true,
-            UpstreamProtocol::UseDownstream { http2, .. } => http2.is_some() && downstream_protocol == Protocol::Http2,
+        let wire = match &config.http.protocol {
+            UpstreamProtocol::Http1(_) => pool::Protocol::Http1,
+            UpstreamProtocol::Auto { .. } => pool::Protocol::Auto,
+            UpstreamProtocol::Http2(_) => pool::Protocol::Http2,
+            UpstreamProtocol::UseDownstream { http2: Some(_), .. } if downstream_protocol == Protocol::Http2 => {
+                pool::Protocol::Http2
+            }
+            UpstreamProtocol::UseDownstream { .. } => pool::Protocol::Http1,
         };
+        let tls = self.tls_options(wire, protocol, names);
         // A PROXY header speaks for one client's connection only.
-        let tells_client = matches!(*host.host.transport_socket, TransportSocket::ProxyProtocol(_));
+        let tells_client = host.host.transport_socket.tells_client();
         let own_pool = tells_client || config.connection_pool_per_downstream_connection;
         let key = PoolKey {
-            protocol: if http2 { pool::Protocol::Http2 } else { pool::Protocol::Http1 },
+            protocol: wire,
             priority,
             downstream: connection.as_ref().filter(|_| own_pool).map(|connection| connection.id),
+            tls: tls.clone(),
         };
         let raw = (protocol == ProtocolChoice::Tcp).then(|| (self.shared.clone(), host.clone()));
         let pooled = raw.is_none().then(|| host.pools.open(key, connection.clone().filter(|_| tells_client)));
         async move {
             match (raw, pooled) {
                 (Some((shared, host)), _) => {
-                    let (io, connection) = tcp_connect(&shared, &host, connection, priority).await?;
+                    let (io, connection) = tcp_connect(&shared, &host, connection, tls, priority).await?;
                     Ok((super::raw_stream::open(io, connection.clone()), connection))
                 }
                 (None, Some(pooled)) => pooled.await,
                 (None, None) => Err(pool::overflow()),
             }
         }
+    }
+
+    /// What TLS is told for a connection; shared where nothing comes from the request.
+    fn tls_options(&self, wire: pool::Protocol, choice: ProtocolChoice, names: ServerNames) -> Rc<ClientOptions> {
+        let alpn = match (choice, wire) {
+            (ProtocolChoice::Tcp, _) => Alpn::None,
+            (_, pool::Protocol::Http1) => Alpn::Http1,
+            (_, pool::Protocol::Http2) => Alpn::Http2,
+            (_, pool::Protocol::Auto) => Alpn::Both,
+        };
+        if names == ServerNames::default() {
+            return self.shared.context.tls_options(alpn);
+        }
+        let ServerNames { sni, san } = names;
+        Rc::new(ClientOptions { sni, san, alpn_fallback: alpn.offer() })
     }
 
     /// A connection of its own to `host`.
@@ -334,7 +357,8 @@ impl ThreadCluster {
         context: &LbContext<'_>,
     ) -> impl Future<Output = Result<(Io, Rc<UpstreamConnection>), StreamError>> + use<> {
         let (shared, host, connection) = (self.shared.clone(), host.clone(), context.connection.cloned());
-        async move { tcp_connect(&shared, &host, connection, Priority::Default).await }
+        let tls = shared.context.tls_options(Alpn::None);
+        async move { tcp_connect(&shared, &host, connection, tls, Priority::Default).await }
     }
 
     /// Counts a response's code. `internal`: the request came with `x-envoy-internal`; `detailed`: the router is to
@@ -379,6 +403,7 @@ async fn tcp_connect(
     shared: &Rc<Shared>,
     host: &Rc<ThreadHost>,
     downstream: Option<Rc<ConnectionInfo>>,
+    tls: Rc<ClientOptions>,
     priority: Priority,
 ) -> Result<(Io, Rc<UpstreamConnection>), StreamError> {
     let stats = shared.stats();
@@ -396,12 +421,12 @@ async fn tcp_connect(
         return Err(pool::overflow());
     }
     let tally = Tally::begin(shared.clone(), target.state.clone(), priority);
-    let result = shared.connect(target, downstream, &tally).await;
+    let result = shared.connect(target, downstream, tls, &tally).await;
     pending.cancelled = false;
     match result {
         Ok(connected) => {
             tally.is_request();
-            let connection = UpstreamConnection::new(tally, connected.local, connected.remote, None);
+            let connection = UpstreamConnection::new(tally, connected.local, connected.remote, None, connected.tls);
             connection.stream_starts();
             Ok((connected.io, connection))
         }

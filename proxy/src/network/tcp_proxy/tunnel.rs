@@ -63,6 +63,7 @@ impl Tunneling {
             priority: Priority::Default,
             protocol: ProtocolChoice::Http,
             connection: Some(info.connection.clone()),
+            names: Default::default(),
         };
         let (mut stream, connection) = cluster.http_stream(host, wanted).await?;
         let is_http1 = connection.protocol() == Some(Protocol::Http11.as_str());

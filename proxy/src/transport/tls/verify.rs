@@ -5,6 +5,7 @@
 //!
 //! Invariant: it fails closed; an error says which of Envoy's stats counts it.
 
+use super::capture;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -138,7 +139,9 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.verifier.verify(Peer::Client, end_entity, intermediates, None, now)?;
+        let verdict = self.verifier.verify(Peer::Client, end_entity, intermediates, None, now);
+        capture::verdict(&verdict);
+        verdict?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -148,6 +151,7 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        capture::scheme(dss.scheme);
         rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
 
@@ -157,6 +161,7 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        capture::scheme(dss.scheme);
         rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 
@@ -187,7 +192,9 @@ impl ServerCertVerifier for ServerVerifier {
         if let Some(verifier) = &self.verifier {
             let name = server_name.to_str();
             let name = self.for_server_name.then_some(&*name);
-            verifier.verify(Peer::Server, end_entity, intermediates, name, now)?;
+            let verdict = verifier.verify(Peer::Server, end_entity, intermediates, name, now);
+            capture::verdict(&verdict);
+            verdict?;
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -198,6 +205,7 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        capture::scheme(dss.scheme);
         rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
 
@@ -207,6 +215,7 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        capture::scheme(dss.scheme);
         rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 

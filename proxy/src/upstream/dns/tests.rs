@@ -59,7 +59,14 @@ fn run(discovery: Discovery, answers: &[Result<Answer, NoAnswer>]) -> (Vec<Vec<S
     let local = tokio::task::LocalSet::new();
     let start = local.block_on(&runtime, async {
         let start = Instant::now();
-        let cluster = Cluster::compile(ClusterId(0), Arc::new(config), None, false);
+        let cluster = Cluster::compile(
+            ClusterId(0),
+            Arc::new(config),
+            None,
+            false,
+            &crate::transport::tls::secrets::NoSecrets,
+            &mut weft_config::Context::new(),
+        );
         let (told, last) = (found.clone(), RefCell::new(cluster.clone()));
         let on_found = move |found: Found| {
             assert!(found.is_warm);

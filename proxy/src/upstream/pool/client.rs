@@ -44,17 +44,23 @@ type Driver = Pin<Box<dyn Future<Output = ()>>>;
 impl Client {
     /// Speaks HTTP on a new connection until it ends.
     pub async fn run(pool: Rc<Pool>, connected: Connected, tally: Tally) {
-        let Connected { io, local, remote, sent: _ } = connected;
-        let io = io.metered(pool.shared().clone());
-        let name = match pool.key.protocol {
-            Protocol::Http1 => "HTTP/1.1",
-            Protocol::Http2 => "HTTP/2",
+        let Connected { io, local, remote, sent: _, tls } = connected;
+        let protocol = match pool.key.protocol {
+            Protocol::Auto => {
+                let is_http2 = tls.as_ref().is_some_and(|tls| tls.alpn.as_deref() == Some(b"h2"));
+                let stats = pool.shared().stats();
+                if is_http2 { &stats.upstream_cx_http2_total } else { &stats.upstream_cx_http1_total }.inc();
+                if is_http2 { Protocol::Http2 } else { Protocol::Http1 }
+            }
+            known => known,
         };
-        let connection = UpstreamConnection::new(tally, local, remote, Some(name));
+        let io = io.metered(pool.shared().clone());
+        let name = if protocol == Protocol::Http2 { "HTTP/2" } else { "HTTP/1.1" };
+        let connection = UpstreamConnection::new(tally, local, remote, Some(name), tls);
         let me = Rc::<RefCell<Weak<Client>>>::default();
         let mut driver = None::<Driver>;
-        let codec = match pool.key.protocol {
-            Protocol::Http1 => {
+        let codec = match protocol {
+            Protocol::Http1 | Protocol::Auto => {
                 let me = me.clone();
                 Codec::Http1 {
                     connection: h1::ClientConnection::new(io, pool.shared().http1().clone()),

@@ -8,7 +8,7 @@ use crate::{
     base::Address,
     http::{BodySink, BodySource, Protocol as HttpProtocol, RequestHead, ResponseEvent},
     observe::stats::Registry,
-    transport::Io,
+    transport::{Io, tls::secrets::NoSecrets},
     upstream::{
         Cluster, ClusterId, ClusterStats, ClusterTable, LbContext, Names, ProtocolChoice, StreamRequest, ThreadCluster,
         ThreadHost, Upstreams,
@@ -49,7 +49,7 @@ impl Connect for Rc<Fake> {
                     let (near, far) = tokio::io::duplex(1 << 16);
                     fake.ends.borrow_mut().push_back(far);
                     fake.made.set(fake.made.get() + 1);
-                    Ok(Connected { io: Io::Boxed(Box::new(near)), local: None, remote: None, sent: 0 })
+                    Ok(Connected { io: Io::Boxed(Box::new(near)), local: None, remote: None, sent: 0, tls: None })
                 }
                 Then::Hang => std::future::pending().await,
                 Then::Refuse => Err(ConnectError {
@@ -99,7 +99,10 @@ pub(in crate::upstream) fn config(change: impl FnOnce(&mut pb::Cluster)) -> Conf
 fn table(config: Config) -> ClusterTable {
     let mut names = Names::default();
     let id = names.intern("u");
-    ClusterTable::new([Cluster::compile(id, Arc::new(config), None, false)], Arc::new(names))
+    ClusterTable::new(
+        [Cluster::compile(id, Arc::new(config), None, false, &NoSecrets, &mut Context::new())],
+        Arc::new(names),
+    )
 }
 
 impl Rig {
@@ -121,6 +124,7 @@ impl Rig {
             priority: Priority::Default,
             protocol: ProtocolChoice::Http,
             connection: None,
+            names: Default::default(),
         };
         self.cluster.http_stream(&self.host(), wanted)
     }

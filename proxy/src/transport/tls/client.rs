@@ -1,0 +1,257 @@
+//! TLS towards hosts: a cluster's context, and the handshake on a connection that was made.
+
+use super::{
+    capture, facts,
+    failure::Failure,
+    key_log::KeyLogFile,
+    material::Identity,
+    parameters,
+    secrets::{Material, Secrets},
+    stats::SslStats,
+    verify::{Peer, Refusal, ServerVerifier, Verified, Verifier},
+};
+use crate::{
+    base::{Address, TlsConnection},
+    transport::Io,
+};
+use arc_swap::ArcSwapOption;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, HandshakeKind, SignatureScheme,
+    client::{
+        ClientSessionMemoryCache, Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    pki_types::{CertificateDer, IpAddr, Ipv4Addr, ServerName, UnixTime},
+    sign::SingleCertAndKey,
+};
+use std::sync::Arc;
+use tokio_rustls::{TlsConnector, TlsStream};
+use weft_config::{Context, tls::UpstreamTlsContext};
+
+/// A cluster's TLS: what is configured, and what it is made of now.
+#[derive(Debug)]
+pub struct ClientContext {
+    pub config: Arc<UpstreamTlsContext>,
+    revision: ArcSwapOption<ClientRevision>,
+    key_log: Option<Arc<KeyLogFile>>,
+}
+
+/// What a context is made of at one moment.
+#[derive(Debug)]
+pub struct ClientRevision {
+    tls: Arc<ClientConfig>,
+    /// The same, for connections whose peer must be who the server's name says.
+    for_name: Arc<ClientConfig>,
+    pub identity: Option<Arc<Identity>>,
+    pub verifier: Option<Arc<Verifier>>,
+}
+
+/// What differs between connections of one context.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ClientOptions {
+    /// In place of the configured one.
+    pub sni: Option<Box<str>>,
+    /// The peer's certificate must be for this name.
+    pub san: Option<Box<str>>,
+    /// Offered where the context says nothing of ALPN.
+    pub alpn_fallback: Vec<Box<[u8]>>,
+}
+
+impl ClientContext {
+    /// A context made of what secrets there are; if some are missing it has no revision yet.
+    pub fn compile(config: Arc<UpstreamTlsContext>, secrets: &dyn Secrets, cx: &mut Context) -> Self {
+        let context = Self::new(config, cx);
+        if let Some(revision) = context.prepare(secrets, cx) {
+            context.publish(revision);
+        }
+        context
+    }
+
+    fn new(config: Arc<UpstreamTlsContext>, cx: &mut Context) -> Self {
+        let key_log = config.common.key_log.as_ref();
+        let key_log = key_log.and_then(|log| cx.field("common_tls_context.key_log", |cx| KeyLogFile::open(log, cx)));
+        if !config.sni.is_empty() && ServerName::try_from(config.sni.as_str()).is_err() {
+            cx.problem_at("sni", format!("found {:?}, which is no name of a server", config.sni));
+        }
+        Self { config, revision: ArcSwapOption::empty(), key_log }
+    }
+
+    /// Builds a revision of what there is now. `None`: a secret is missing, or a problem was reported.
+    pub fn prepare(&self, secrets: &dyn Secrets, cx: &mut Context) -> Option<Arc<ClientRevision>> {
+        cx.field("common_tls_context", |cx| ClientRevision::compile(&self.config, secrets, cx)).map(Arc::new)
+    }
+
+    /// Handshakes from now on are by `revision`.
+    pub fn publish(&self, revision: Arc<ClientRevision>) {
+        self.revision.store(Some(revision));
+    }
+
+    /// What it is made of now; `None` while secrets are missing.
+    pub fn revision(&self) -> Option<Arc<ClientRevision>> {
+        self.revision.load_full()
+    }
+
+    /// Does the handshake on a connection to a host of the name `hostname`.
+    ///
+    /// # Errors
+    /// Why it failed. The connection is closed.
+    pub async fn connect(
+        &self,
+        revision: &ClientRevision,
+        io: Io,
+        options: &ClientOptions,
+        hostname: &str,
+        addresses: (Option<&Address>, Option<&Address>),
+        stats: &SslStats,
+    ) -> Result<(Io, TlsConnection), Failure> {
+        let hostname = Some(hostname).filter(|name| self.config.auto_host_sni && !name.is_empty());
+        let configured = Some(self.config.sni.as_str()).filter(|name| !name.is_empty());
+        let sni = options.sni.as_deref().or(hostname).or(configured);
+        let name = sni.and_then(|name| ServerName::try_from(name.to_owned()).ok());
+        let san = options.san.as_deref().or(sni.filter(|_| self.config.auto_sni_san_validation));
+        let mut tls = revision.tls.clone();
+        if let Some(san) = san {
+            tls = revision.for_name.clone();
+            // A name that cannot be one is nobody's.
+            let Ok(wanted) = ServerName::try_from(san.to_owned()) else { return Err(Failure::bad_name(san)) };
+            if name.as_ref() != Some(&wanted) {
+                Arc::make_mut(&mut tls)
+                    .dangerous()
+                    .set_certificate_verifier(Arc::new(Renamed { inner: revision.verifier_of_names(), name: wanted }));
+            }
+        }
+        if name.is_none() {
+            Arc::make_mut(&mut tls).enable_sni = false;
+        }
+        if let (Some(log), (Some(local), Some(remote))) = (&self.key_log, addresses)
+            && log.takes(local, remote)
+        {
+            Arc::make_mut(&mut tls).key_log = log.clone();
+        }
+        // Sessions are kept by name; without one, all are this context's alike.
+        let name = name.unwrap_or(ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0; 4]))));
+        let own = &self.config.common.alpn;
+        let alpn = if own.is_empty() { &options.alpn_fallback } else { own };
+        let alpn = alpn.iter().map(|name| name.to_vec()).collect();
+        let connector = TlsConnector::from(tls);
+        let handshake = async { connector.with_alpn(alpn).connect(name, io).into_fallible().await };
+        let (result, found) = capture::around(handshake).await;
+        if revision.identity.as_ref().is_some_and(|identity| identity.certificate.is_expired()) {
+            stats.counters.own_certificate_expired.inc();
+        }
+        match result {
+            Ok(stream) => {
+                let state = stream.get_ref().1;
+                let validated = match (found.verified, state.handshake_kind()) {
+                    (None, Some(HandshakeKind::Resumed)) => {
+                        revision.verify_again(state.peer_certificates(), san).map_err(|r| Failure::refused(&r))?
+                    }
+                    (verified, _) => verified == Some(Verified::Trusted),
+                };
+                let local = revision.identity.as_ref().map(|identity| identity.certificate.clone());
+                let tls = facts(state, local, validated);
+                stats.established(&tls, found.scheme.map(parameters::scheme_name));
+                Ok((Io::Tls(Box::new(TlsStream::Client(stream))), tls))
+            }
+            Err((error, _)) => Err(Failure::new(&error, found.refusal.as_ref())),
+        }
+    }
+}
+
+impl ClientRevision {
+    fn compile(config: &UpstreamTlsContext, secrets: &dyn Secrets, cx: &mut Context) -> Option<Self> {
+        let parameters = &config.common.parameters;
+        let provider = parameters::provider(parameters);
+        let Material { identities, verifier } = Material::gather(&config.common, &provider, secrets, cx)?;
+        let identity = identities.into_iter().next();
+        let algorithms = provider.signature_verification_algorithms;
+        let build = |for_server_name: bool, cx: &mut Context| {
+            let verifier = Arc::new(ServerVerifier { verifier: verifier.clone(), for_server_name, algorithms });
+            let builder = ClientConfig::builder_with_provider(provider.clone())
+                .with_protocol_versions(parameters::versions(parameters))
+                .map_err(|e| cx.problem_at("tls_params", e.to_string()))
+                .ok()?
+                .dangerous()
+                .with_custom_certificate_verifier(verifier);
+            let mut tls = match &identity {
+                Some(identity) => {
+                    builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from((*identity.key).clone())))
+                }
+                None => builder.with_no_client_auth(),
+            };
+            tls.check_selected_alpn = false;
+            tls.resumption = match config.max_session_keys {
+                0 => Resumption::disabled(),
+                most => Resumption::store(Arc::new(ClientSessionMemoryCache::new(most as usize))),
+            };
+            Some(Arc::new(tls))
+        };
+        let tls = build(false, cx)?;
+        let for_name = build(true, cx)?;
+        Some(Self { tls, for_name, identity, verifier })
+    }
+
+    /// The verifier that looks at names too.
+    fn verifier_of_names(&self) -> ServerVerifier {
+        ServerVerifier {
+            verifier: self.verifier.clone(),
+            for_server_name: true,
+            algorithms: self.tls.crypto_provider().signature_verification_algorithms,
+        }
+    }
+
+    /// Looks at a peer again that was verified in an earlier handshake, or some time ago. True: it leads to something
+    /// that is trusted.
+    ///
+    /// # Errors
+    /// It would be refused now.
+    pub fn verify_again(&self, chain: Option<&[CertificateDer<'_>]>, san: Option<&str>) -> Result<bool, Refusal> {
+        let (Some(verifier), Some((leaf, rest))) = (&self.verifier, chain.and_then(<[_]>::split_first)) else {
+            return Ok(false);
+        };
+        let verified = verifier.verify(Peer::Server, leaf, rest, san, UnixTime::now())?;
+        Ok(verified == Verified::Trusted)
+    }
+}
+
+/// Verifies the certificate for another name than the one that is sent.
+#[derive(Debug)]
+struct Renamed {
+    inner: ServerVerifier,
+    name: ServerName<'static>,
+}
+
+impl ServerCertVerifier for Renamed {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.inner.verify_server_cert(end_entity, intermediates, &self.name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}

@@ -1,0 +1,123 @@
+//! Certificates and keys as they are configured, understood: PEM to what a handshake presents.
+
+use crate::base::Certificate;
+use rustls::{
+    crypto::CryptoProvider,
+    pki_types::{
+        CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+        pem::{self, PemObject},
+    },
+    sign::CertifiedKey,
+};
+use std::sync::Arc;
+use weft_config::{Context, tls::TlsCertificate};
+use x509_parser::{
+    prelude::{FromDer, X509Certificate},
+    public_key::PublicKey,
+};
+
+/// A certificate with its key, ready to be presented.
+#[derive(Debug)]
+pub struct Identity {
+    pub key: Arc<CertifiedKey>,
+    pub certificate: Arc<Certificate>,
+    /// The rest of the chain, as facts for `/certs`.
+    pub chain: Vec<Certificate>,
+    pub is_ecdsa: bool,
+    /// The common name of its subject: what it is for if it has no DNS names.
+    pub common_name: Option<Box<str>>,
+    /// The file that it is from.
+    pub filename: Option<String>,
+}
+
+impl Identity {
+    /// Understands a certificate and its key; `None` if a problem was reported.
+    pub fn compile(config: &TlsCertificate, provider: &CryptoProvider, cx: &mut Context) -> Option<Arc<Self>> {
+        let chain = match certificates(&config.certificate_chain.data) {
+            Ok(chain) if !chain.is_empty() => chain,
+            Ok(_) => {
+                cx.problem_at("certificate_chain", "Failed to load certificate chain: found no PEM certificate");
+                return None;
+            }
+            Err(why) => {
+                cx.problem_at("certificate_chain", format!("Failed to load certificate chain: {why}"));
+                return None;
+            }
+        };
+        let password = config.password.as_ref().map(|password| &password.data[..]);
+        let key = private_key(&config.private_key.data, password)
+            .map_err(|why| cx.problem_at("private_key", format!("Failed to load private key: {why}")))
+            .ok()?;
+        let parsed = |der: &CertificateDer<'_>| Certificate::parse(der);
+        let facts: Result<Vec<_>, _> = chain.iter().map(parsed).collect();
+        let mut facts = facts.map_err(|why| cx.problem_at("certificate_chain", why)).ok()?;
+        let (is_ecdsa, common_name) = usable(&chain).map_err(|why| cx.problem_at("certificate_chain", why)).ok()?;
+        let mut certified = CertifiedKey::from_der(chain, key, provider)
+            .map_err(|e| cx.problem_at("private_key", format!("Failed to load private key: {e}")))
+            .ok()?;
+        certified.ocsp =
+            config.ocsp_staple.as_ref().map(|staple| staple.data.to_vec()).filter(|staple| !staple.is_empty());
+        let certificate = Arc::new(facts.remove(0));
+        Some(Arc::new(Self {
+            key: Arc::new(certified),
+            certificate,
+            chain: facts,
+            is_ecdsa,
+            common_name,
+            filename: config.certificate_chain.filename.clone(),
+        }))
+    }
+}
+
+/// What Envoy takes for a server's or client's own: RSA from 2048 bits, ECDSA on the curves P-256, P-384 and P-521.
+fn usable(chain: &[CertificateDer<'_>]) -> Result<(bool, Option<Box<str>>), String> {
+    let leaf = chain.first().ok_or("is empty")?;
+    let (_, leaf) = X509Certificate::from_der(leaf).map_err(|e| format!("is no X.509 certificate: {e}"))?;
+    let key = leaf.public_key().parsed().map_err(|e| format!("has a public key that cannot be read: {e}"))?;
+    let is_ecdsa = match key {
+        PublicKey::RSA(rsa) if rsa.key_size() < 2048 => {
+            return Err(format!("has an RSA key of {} bits: at least 2048 are needed", rsa.key_size()));
+        }
+        PublicKey::EC(_) => true,
+        _ => false,
+    };
+    let name = leaf.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).map(Into::into);
+    Ok((is_ecdsa, name))
+}
+
+/// All PEM certificates.
+///
+/// # Errors
+/// What is broken.
+pub fn certificates(data: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    CertificateDer::pem_slice_iter(data).collect::<Result<_, _>>().map_err(broken)
+}
+
+fn broken(e: pem::Error) -> String {
+    match e {
+        pem::Error::NoItemsFound => "found no PEM of that kind".to_owned(),
+        other => format!("found broken PEM: {other}"),
+    }
+}
+
+/// The first PEM private key: PKCS#8, with a password if it has one, PKCS#1 or SEC 1.
+fn private_key(data: &[u8], password: Option<&[u8]>) -> Result<PrivateKeyDer<'static>, String> {
+    match PrivateKeyDer::from_pem_slice(data) {
+        Ok(key) => return Ok(key),
+        Err(pem::Error::NoItemsFound) => {}
+        Err(e) => return Err(broken(e)),
+    }
+    let text = std::str::from_utf8(data).map_err(|_| "found bytes that are no text")?;
+    let Some(at) = text.find("-----BEGIN ENCRYPTED PRIVATE KEY-----") else {
+        return Err("found no PEM private key".into());
+    };
+    let Some(password) = password else {
+        return Err("found a key under a password, and no password".into());
+    };
+    let (_, document) = pkcs8::SecretDocument::from_pem(text.get(at..).unwrap_or_default().trim())
+        .map_err(|e| format!("found a broken key: {e}"))?;
+    let encrypted = pkcs8::EncryptedPrivateKeyInfo::try_from(document.as_bytes())
+        .map_err(|e| format!("found a broken key: {e}"))?;
+    let opened = encrypted.decrypt(password).map_err(|_| "the password does not open the key")?;
+    Ok(PrivatePkcs8KeyDer::from(opened.as_bytes().to_vec()).into())
+}

@@ -1,0 +1,238 @@
+//! TLS towards clients: a filter chain's context, and the handshake on an accepted connection.
+
+use super::{
+    capture, facts,
+    failure::Failure,
+    key_log::KeyLogFile,
+    material::Identity,
+    parameters,
+    secrets::{self, Material, Secrets},
+    select::Selection,
+    stats::SslStats,
+    tickets,
+    verify::{ClientVerifier, Peer, Refusal, Verified, Verifier},
+};
+use crate::{
+    base::{ConnectionInfo, TlsConnection},
+    transport::Io,
+};
+use arc_swap::ArcSwapOption;
+use aws_lc_rs::digest::{SHA256, digest};
+use rustls::{
+    HandshakeKind, ServerConfig,
+    pki_types::{CertificateDer, UnixTime},
+    server::{Acceptor, NoServerSessionStorage, ServerSessionMemoryCache, danger::ClientCertVerifier},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::{LazyConfigAcceptor, TlsStream};
+use weft_config::{
+    Context,
+    tls::{CertificateValidationContext, DownstreamTlsContext, TicketKeys},
+};
+
+/// Sessions of TLS 1.2 that are remembered by id.
+const SESSIONS: usize = 1024;
+/// A client that was refused has so long to read why.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// A filter chain's TLS: what is configured, and what it is made of now.
+#[derive(Debug)]
+pub struct ServerContext {
+    pub config: Arc<DownstreamTlsContext>,
+    revision: ArcSwapOption<ServerRevision>,
+    key_log: Option<Arc<KeyLogFile>>,
+}
+
+/// What a context is made of at one moment.
+#[derive(Debug)]
+pub struct ServerRevision {
+    with_alpn: Arc<ServerConfig>,
+    /// For clients that offer nothing of ours: the handshake goes on without ALPN, as Envoy's does.
+    without_alpn: Arc<ServerConfig>,
+    pub identities: Vec<Arc<Identity>>,
+    pub verifier: Option<Arc<Verifier>>,
+}
+
+impl ServerContext {
+    /// A context made of what secrets there are; if some are missing it has no revision yet.
+    pub fn compile(config: Arc<DownstreamTlsContext>, secrets: &dyn Secrets, cx: &mut Context) -> Self {
+        let context = Self::new(config, cx);
+        if let Some(revision) = context.prepare(secrets, cx) {
+            context.publish(revision);
+        }
+        context
+    }
+
+    fn new(config: Arc<DownstreamTlsContext>, cx: &mut Context) -> Self {
+        let key_log = config
+            .common
+            .key_log
+            .as_ref()
+            .and_then(|log| cx.field("common_tls_context.key_log", |cx| KeyLogFile::open(log, cx)));
+        Self { config, revision: ArcSwapOption::empty(), key_log }
+    }
+
+    /// Builds a revision of what there is now. `None`: a secret is missing, or a problem was reported.
+    pub fn prepare(&self, secrets: &dyn Secrets, cx: &mut Context) -> Option<Arc<ServerRevision>> {
+        cx.field("common_tls_context", |cx| ServerRevision::compile(&self.config, secrets, cx)).map(Arc::new)
+    }
+
+    /// Handshakes from now on are by `revision`.
+    pub fn publish(&self, revision: Arc<ServerRevision>) {
+        self.revision.store(Some(revision));
+    }
+
+    /// What it is made of now; `None` while secrets are missing.
+    pub fn revision(&self) -> Option<Arc<ServerRevision>> {
+        self.revision.load_full()
+    }
+
+    /// Does the handshake on an accepted connection.
+    ///
+    /// # Errors
+    /// Why it failed. The client was told and the connection is closed.
+    pub async fn accept(
+        &self,
+        revision: &ServerRevision,
+        io: Io,
+        info: &ConnectionInfo,
+        stats: &SslStats,
+    ) -> Result<(Io, TlsConnection), Failure> {
+        let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), io);
+        let start = match (&mut acceptor).await {
+            Ok(start) => start,
+            Err(error) => {
+                if let Some(io) = acceptor.take_io() {
+                    linger(io).await;
+                }
+                return Err(Failure::new(&error, None));
+            }
+        };
+        let hello = start.client_hello();
+        if self.config.require_sni && hello.server_name().is_none() {
+            return Err(Failure::no_server_name());
+        }
+        let ours = &revision.with_alpn.alpn_protocols;
+        let overlaps =
+            hello.alpn().is_some_and(|mut offered| offered.any(|theirs| ours.iter().any(|our| our == theirs)));
+        let mut config = if overlaps { &revision.with_alpn } else { &revision.without_alpn }.clone();
+        if let Some(log) = self.key_log.as_ref().filter(|log| log.takes(&info.local, &info.remote)) {
+            Arc::make_mut(&mut config).key_log = log.clone();
+        }
+        let handshake = async { start.into_stream(config).into_fallible().await };
+        let (result, found) = capture::around(handshake).await;
+        if let Some(identity) = &found.presented
+            && identity.certificate.is_expired()
+        {
+            stats.counters.own_certificate_expired.inc();
+        }
+        match result {
+            Ok(stream) => {
+                let state = stream.get_ref().1;
+                let validated = match (found.verified, state.handshake_kind()) {
+                    (None, Some(HandshakeKind::Resumed)) => revision
+                        .verify_again(state.peer_certificates())
+                        .map_err(|refusal| Failure::refused(&refusal))?,
+                    (verified, _) => verified == Some(Verified::Trusted),
+                };
+                let local = found.presented.map(|identity| identity.certificate.clone());
+                let tls = facts(state, local, validated);
+                stats.established(&tls, found.scheme.map(parameters::scheme_name));
+                Ok((Io::Tls(Box::new(TlsStream::Server(stream))), tls))
+            }
+            Err((error, io)) => {
+                let failure = Failure::new(&error, found.refusal.as_ref());
+                linger(io).await;
+                Err(failure)
+            }
+        }
+    }
+}
+
+/// Lets the client read the alert: what it sends meanwhile must not make the socket reset the connection.
+async fn linger(mut io: Io) {
+    let _ = tokio::time::timeout(LINGER, async {
+        let _ = io.shutdown().await;
+        let mut sink = [0; 4096];
+        while io.read(&mut sink).await.is_ok_and(|n| n > 0) {}
+    })
+    .await;
+}
+
+impl ServerRevision {
+    fn compile(config: &DownstreamTlsContext, secrets: &dyn Secrets, cx: &mut Context) -> Option<Self> {
+        let parameters = &config.common.parameters;
+        let provider = parameters::provider(parameters);
+        let Material { identities, verifier } = Material::gather(&config.common, &provider, secrets, cx)?;
+        let algorithms = provider.signature_verification_algorithms;
+        let verifier = match verifier {
+            None if config.require_client_certificate => {
+                Some(Arc::new(Verifier::compile(&CertificateValidationContext::default(), cx)?))
+            }
+            found => found,
+        };
+        let asks = |verifier: &&Arc<Verifier>| config.require_client_certificate || verifier.demands_certificate();
+        let client_verifier = verifier.as_ref().filter(asks).map(|verifier| {
+            let required = config.require_client_certificate;
+            Arc::new(ClientVerifier { verifier: verifier.clone(), required, algorithms }) as Arc<dyn ClientCertVerifier>
+        });
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(parameters::versions(parameters))
+            .map_err(|e| cx.problem_at("tls_params", e.to_string()))
+            .ok()?;
+        let builder = match client_verifier {
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+            None => builder.with_no_client_auth(),
+        };
+        let has_tls13 = parameters.max == weft_config::tls::TlsVersion::V1_3;
+        let selection = Selection::new(identities.clone(), config.full_scan_certs_on_sni_mismatch, has_tls13);
+        let mut tls = builder.with_cert_resolver(Arc::new(selection));
+        tls.ignore_client_order = !config.prefer_client_ciphers;
+        let lifetime = config.session_timeout.unwrap_or(tickets::DEFAULT_TIMEOUT);
+        let shared = match &config.tickets {
+            TicketKeys::Shared(keys) => Some(&keys[..]),
+            TicketKeys::Sds(secret) => Some(secrets::ticket_keys(secret, secrets, cx)?),
+            TicketKeys::Own | TicketKeys::Disabled => None,
+        };
+        match (&config.tickets, shared) {
+            (TicketKeys::Disabled, _) => tls.send_tls13_tickets = 0,
+            (_, Some(keys)) => {
+                let keys: Vec<_> = keys.iter().map(|key| &key.data).collect();
+                tls.ticketer = tickets::shared(&keys, binding(config, secrets, &identities), lifetime)?;
+            }
+            (_, None) => tls.ticketer = tickets::own(lifetime).map_err(|e| cx.problem(e.to_string())).ok()?,
+        }
+        tls.session_storage = match config.stateful_resumption {
+            true => ServerSessionMemoryCache::new(SESSIONS),
+            false => Arc::new(NoServerSessionStorage {}),
+        };
+        let without_alpn = Arc::new(tls.clone());
+        tls.alpn_protocols = config.common.alpn.iter().map(|name| name.to_vec()).collect();
+        Some(Self { with_alpn: Arc::new(tls), without_alpn, identities, verifier })
+    }
+
+    /// Looks at a peer again that was verified in an earlier handshake, or some time ago. True: it leads to something
+    /// that is trusted.
+    ///
+    /// # Errors
+    /// It would be refused now.
+    pub fn verify_again(&self, chain: Option<&[CertificateDer<'_>]>) -> Result<bool, Refusal> {
+        let (Some(verifier), Some((leaf, rest))) = (&self.verifier, chain.and_then(<[_]>::split_first)) else {
+            return Ok(false);
+        };
+        let verified = verifier.verify(Peer::Client, leaf, rest, None, UnixTime::now())?;
+        Ok(verified == Verified::Trusted)
+    }
+}
+
+/// Stands for the trust decision of a context: tickets under keys that contexts share open only where it is the same.
+fn binding(config: &DownstreamTlsContext, secrets: &dyn Secrets, identities: &[Arc<Identity>]) -> [u8; 32] {
+    let trust = secrets::trust(&config.common, secrets);
+    let names: Vec<_> = identities
+        .iter()
+        .map(|identity| (&identity.certificate.subject, &identity.certificate.dns_sans, &identity.certificate.uri_sans))
+        .collect();
+    let text = format!("{:?} {trust} {names:?}", config.require_client_certificate);
+    digest(&SHA256, text.as_bytes()).as_ref().try_into().unwrap_or_default()
+}
