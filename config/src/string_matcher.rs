@@ -47,6 +47,22 @@ impl StringMatcher {
         Some(Self { pattern, ignore_case })
     }
 
+    /// The one text that passes, if there is only one.
+    pub fn exact(&self) -> Option<&str> {
+        match &self.pattern {
+            Pattern::Exact(exact) => Some(exact),
+            _ => None,
+        }
+    }
+
+    /// The pattern as it was written, whatever its kind.
+    pub fn pattern(&self) -> &str {
+        match &self.pattern {
+            Pattern::Exact(text) | Pattern::Prefix(text) | Pattern::Suffix(text) | Pattern::Contains(text) => text,
+            Pattern::Regex(regex) => regex.as_str(),
+        }
+    }
+
     /// True if `text` passes the test.
     pub fn matches(&self, text: impl AsRef<[u8]>) -> bool {
         let (text, ignore) = (text.as_ref(), self.ignore_case);

@@ -5,7 +5,22 @@
 //!
 //! Invariant: it fails closed; an error says which of Envoy's stats counts it.
 
+mod constraints;
+mod crl;
+mod der;
+mod fault;
+mod parsed;
+mod path;
+mod san;
+pub mod spiffe;
+mod trust;
+
 use super::capture;
+use aws_lc_rs::digest::{SHA256, digest};
+use crl::Crls;
+use fault::{Fault, FaultKind};
+use parsed::{Name, Parsed};
+use path::{Algorithms, Anchors, Budget, Demands};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -13,8 +28,14 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
-use std::{fmt, sync::Arc};
-use weft_config::{Context, tls::CertificateValidationContext};
+use std::{collections::HashMap, fmt, sync::Arc};
+use weft_config::{
+    Context,
+    tls::{CertificateValidationContext, SanMatcher, SanType},
+};
+
+/// Certificates of a path after the peer's own, if nothing else is said.
+const MAX_DEPTH: usize = 100;
 
 /// Whose certificate it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,41 +88,221 @@ impl std::error::Error for Refusal {}
 #[derive(Debug)]
 pub struct Verifier {
     config: CertificateValidationContext,
+    trust: Trust,
+    /// A matcher speaks of SPIFFE IDs: what it lets through must be an SVID.
+    wants_svids: bool,
+    hints: Vec<DistinguishedName>,
+    algorithms: Algorithms,
+}
+
+/// What a chain must lead to.
+#[derive(Debug)]
+enum Trust {
+    /// Chains are not asked for.
+    Nothing,
+    Anchors {
+        anchors: Anchors,
+        crls: Option<Crls>,
+    },
+    /// By trust domain.
+    Domains(HashMap<String, Anchors>),
 }
 
 impl Verifier {
     /// Compiles a context; `None` if a problem was reported.
     pub fn compile(config: &CertificateValidationContext, cx: &mut Context) -> Option<Self> {
-        cx.unsupported_if("trusted_ca", config.trusted_ca.is_some());
-        Some(Self { config: config.clone() })
+        let mut hints = Vec::new();
+        let trust = match (&config.spiffe, &config.trusted_ca) {
+            (Some(spiffe), _) => Trust::Domains(trust::domains(spiffe, cx)?),
+            (None, Some(source)) => {
+                let certificates = cx.field("trusted_ca", |cx| trust::certificates(source, cx))?;
+                let mut anchors = Anchors::default();
+                for certificate in certificates {
+                    if !anchors.has_subject(&certificate.subject) {
+                        hints.push(DistinguishedName::from(certificate.subject.to_vec()));
+                    }
+                    anchors.add(certificate);
+                }
+                let crls = match &config.crl {
+                    Some(source) => Some(trust::crls(source, config.only_verify_leaf_cert_crl, cx)?),
+                    None => None,
+                };
+                Trust::Anchors { anchors, crls }
+            }
+            (None, None) => Trust::Nothing,
+        };
+        if config.suppress_client_ca_list {
+            hints.clear();
+        }
+        let wants_svids = config.sans.iter().any(speaks_of_spiffe);
+        let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
+        Some(Self { config: config.clone(), trust, wants_svids, hints, algorithms })
     }
 
     /// Verifies a chain at `now`. `name` is one that the certificate must be for besides all else
-    /// (`auto_sni_san_validation`).
+    /// (`auto_san_validation`).
     ///
     /// # Errors
     /// Why it is refused.
     pub fn verify(
         &self,
-        _peer: Peer,
-        _leaf: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: Option<&str>,
-        _now: UnixTime,
+        peer: Peer,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: Option<&str>,
+        now: UnixTime,
     ) -> Result<Verified, Refusal> {
-        Ok(Verified::Unverified)
+        match self.check(peer, leaf, intermediates, name, now) {
+            // Whatever is wrong: what leads nowhere may do so.
+            Err(_) if self.config.accept_untrusted && self.config.spiffe.is_none() => Ok(Verified::Unverified),
+            verdict => verdict,
+        }
+    }
+
+    fn check(
+        &self,
+        peer: Peer,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: Option<&str>,
+        now: UnixTime,
+    ) -> Result<Verified, Refusal> {
+        let mut verified = Verified::Unverified;
+        if !self.demands_certificate() && name.is_none() {
+            return Ok(verified);
+        }
+        let leaf = Parsed::parse(leaf).map_err(|why| Refusal::malformed(0, why))?;
+        if leaf.key.rsa_bits.is_some_and(|bits| bits < path::MIN_RSA_BITS) {
+            return Err(FaultKind::WeakKey.at(0).into());
+        }
+        let svid = |why| Refusal::new(Demand::Chain, format!("SPIFFE: {why}"));
+        let (anchors, crls) = match &self.trust {
+            Trust::Nothing => (None, None),
+            Trust::Anchors { anchors, crls } => (Some(anchors), crls.as_ref()),
+            Trust::Domains(domains) => {
+                let id = spiffe::id(&leaf).map_err(svid)?;
+                spiffe::check_leaf(&leaf).map_err(svid)?;
+                (Some(domains.get(id.trust_domain).ok_or_else(|| svid("the trust domain is not trusted"))?), None)
+            }
+        };
+        if let Some(anchors) = anchors {
+            let presented = parse_all(intermediates)?;
+            let demands = Demands {
+                anchors,
+                crls,
+                now: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
+                peer,
+                allow_expired: self.config.allow_expired_certificate,
+                max_depth: self.config.max_verify_depth.map_or(MAX_DEPTH, |depth| depth as usize),
+                purpose_of_cas: self.config.spiffe.is_none(),
+            };
+            let path = path::verify(&leaf, &presented, &demands, &mut Budget::new(self.algorithms))?;
+            if self.config.spiffe.is_some() || self.wants_svid_of(&leaf) {
+                path.iter().skip(1).try_for_each(|issuer| spiffe::check_issuer(issuer)).map_err(svid)?;
+            }
+            verified = Verified::Trusted;
+        }
+        if let Some(name) = name {
+            if !san::is_for(name, &leaf) {
+                return Err(Refusal::new(Demand::San, "verify SAN list".to_owned()));
+            }
+            verified = Verified::Trusted;
+        }
+        self.check_names(&leaf)?;
+        let pins = (&self.config.certificate_pins, &self.config.spki_pins);
+        if !pins.0.is_empty() || !pins.1.is_empty() {
+            let is_pinned = |pins: &[[u8; 32]], data: &[u8]| {
+                let digest = digest(&SHA256, data);
+                pins.iter().any(|pin| pin == digest.as_ref())
+            };
+            if !is_pinned(pins.0, &leaf.der) && !is_pinned(pins.1, &leaf.key.der) {
+                return Err(Refusal::new(Demand::Pin, "certificate hash and SPKI".to_owned()));
+            }
+            verified = Verified::Trusted;
+        }
+        Ok(verified)
+    }
+
+    /// Asks the matchers, and the rules of SVIDs where SPIFFE IDs are what is matched.
+    fn check_names(&self, leaf: &Parsed) -> Result<(), Refusal> {
+        // The SPIFFE validator knows URIs alone.
+        let counts = |matcher: &&SanMatcher| self.config.spiffe.is_none() || matcher.kind == SanType::Uri;
+        let mut matchers = self.config.sans.iter().filter(counts).peekable();
+        if matchers.peek().is_some() && !matchers.any(|matcher| san::matches(matcher, leaf)) {
+            return Err(Refusal::new(Demand::San, "SAN matcher".to_owned()));
+        }
+        if self.config.spiffe.is_none() && self.wants_svid_of(leaf) {
+            let svid = |why| Refusal::new(Demand::San, format!("SPIFFE: {why}"));
+            spiffe::id(leaf).map_err(svid)?;
+            spiffe::check_leaf(leaf).map_err(svid)?;
+        }
+        Ok(())
+    }
+
+    /// True if the certificate must be an SVID: a matcher speaks of SPIFFE IDs, and the certificate has one, or nothing else
+    /// lets it through.
+    fn wants_svid_of(&self, leaf: &Parsed) -> bool {
+        let claims = |name: &Name| matches!(name, Name::Uri(uri) if spiffe::claims_to_be_id(uri));
+        let matches_otherwise = |matcher: &SanMatcher| !speaks_of_spiffe(matcher) && san::matches(matcher, leaf);
+        self.wants_svids && (leaf.names.iter().any(claims) || !self.config.sans.iter().any(matches_otherwise))
     }
 
     /// Subjects that a server hints to clients.
     pub fn hints(&self) -> &[DistinguishedName] {
-        &[]
+        &self.hints
     }
 
     /// True if the context demands anything that needs a certificate.
     pub fn demands_certificate(&self) -> bool {
-        self.config.trusted_ca.is_some() || self.config.spiffe.is_some()
+        let config = &self.config;
+        !matches!(self.trust, Trust::Nothing)
+            || !config.sans.is_empty()
+            || !config.certificate_pins.is_empty()
+            || !config.spki_pins.is_empty()
     }
 }
+
+/// True for a matcher of URIs whose pattern has the scheme of SPIFFE IDs in it.
+fn speaks_of_spiffe(matcher: &SanMatcher) -> bool {
+    matcher.kind == SanType::Uri && matcher.matcher.pattern().to_ascii_lowercase().contains("spiffe:")
+}
+
+fn parse_all(certificates: &[CertificateDer<'_>]) -> Result<Vec<Parsed>, Refusal> {
+    let parse =
+        |(i, der): (usize, &CertificateDer<'_>)| Parsed::parse(der).map_err(|why| Refusal::malformed(i + 1, why));
+    certificates.iter().enumerate().map(parse).collect()
+}
+
+impl Refusal {
+    fn new(demand: Demand, why: String) -> Self {
+        let details = format!("verify cert failed: {why}");
+        Self { demand, error: CertificateError::Other(OtherError(Arc::new(Why(details.clone())))), details }
+    }
+
+    fn malformed(depth: usize, why: &str) -> Self {
+        let details = format!("verify cert failed: certificate {depth} of the chain {why}");
+        Self { demand: Demand::Chain, error: CertificateError::BadEncoding, details }
+    }
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        let demand = if fault.kind.is_of_crl() { Demand::Crl } else { Demand::Chain };
+        Self { demand, error: fault.kind.error(), details: format!("verify cert failed: {fault}") }
+    }
+}
+
+/// A reason as an error.
+#[derive(Debug)]
+struct Why(String);
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Why {}
 
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
