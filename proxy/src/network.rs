@@ -33,6 +33,8 @@ pub struct Connection {
     /// Fires when the listener, its chain or the server drains.
     pub drain: Drain,
     pub thread: Rc<Thread>,
+    /// The chain speaks TLS, whether or not the handshake succeeded.
+    pub is_tls: bool,
     /// What listener filters found.
     pub dynamic_metadata: Metadata,
     /// What filters leave for those after them.

@@ -152,7 +152,8 @@ impl CommonTlsContext {
         };
         let alpn = cx.elements("alpn_protocols", alpn_protocols, |cx, text| {
             // An element may hold several, as Envoy has always allowed.
-            let names: Vec<Box<[u8]>> = text.split(',').map(|name| name.as_bytes().into()).collect();
+            let names: Vec<Box<[u8]>> =
+                text.split(',').filter(|_| !text.is_empty()).map(|name| name.as_bytes().into()).collect();
             if names.iter().any(|name| name.is_empty() || name.len() > 255) {
                 cx.problem(format!("Invalid ALPN protocol string: found {text:?}, allowed are 1 to 255 bytes each"));
                 return None;
@@ -179,9 +180,13 @@ impl CommonTlsContext {
         certificates.chain(validation)
     }
 
-    /// True if something is said about how the peer is verified.
+    /// True if the peer's chain is verified, as far as can be said before secrets are there.
     pub fn validates_peer(&self) -> bool {
-        !matches!(self.validation, ValidationSource::None)
+        match &self.validation {
+            ValidationSource::None => false,
+            ValidationSource::Here(context) => context.trusted_ca.is_some() || context.spiffe.is_some(),
+            ValidationSource::Sds(_) | ValidationSource::Combined { .. } => true,
+        }
     }
 }
 
@@ -238,9 +243,9 @@ const WEAK_CIPHERS: [&str; 13] = [
 const GROUPS: [(&str, &[&str]); 5] = [
     ("X25519MLKEM768", &[]),
     ("X25519", &["x25519"]),
-    ("P-256", &["prime256v1", "secp256r1", "P256"]),
-    ("P-384", &["secp384r1", "P384"]),
-    ("MLKEM768", &[]),
+    ("P-256", &["prime256v1"]),
+    ("P-384", &["secp384r1"]),
+    ("MLKEM1024", &[]),
 ];
 
 const SIGNATURE_ALGORITHMS: [&str; 10] = [
@@ -274,18 +279,23 @@ impl TlsParameters {
             let is = |(name, others): &&(&'static str, &[&str])| *name == text || others.contains(&text);
             GROUPS.iter().find(is).map(|(name, _)| *name)
         };
-        let groups: Vec<_> = cx.elements("ecdh_curves", ecdh_curves, |cx, text| {
+        let names: Vec<String> = ecdh_curves.iter().flat_map(|text| text.split(':').map(str::to_owned)).collect();
+        let given = !names.is_empty();
+        let groups: Vec<_> = cx.elements("ecdh_curves", names, |cx, text| {
             let known = known_group(&text);
             match (known, text.as_str()) {
                 // Known to others and rarely used: leaving it out leaves a stronger one.
-                (None, "P-521" | "secp521r1" | "P-224" | "X25519Kyber768Draft00") => cx.ignored_if("", true),
+                (None, "P-521" | "secp521r1" | "P-224" | "secp224r1") => cx.ignored_if("", true),
                 (None, _) => cx.problem(format!(
-                    "Failed to initialize ECDH curves {text}: allowed are X25519MLKEM768, X25519, P-256, P-384"
+                    "Failed to initialize ECDH curves {text}: allowed are X25519MLKEM768, X25519, P-256, P-384, MLKEM1024"
                 )),
                 _ => {}
             }
             known
         });
+        if given && groups.is_empty() && !cx.has_problems() {
+            cx.problem_at("ecdh_curves", "none of these is supported, allowed: X25519MLKEM768, X25519, P-256, P-384");
+        }
         let signature_algorithms = cx.elements("signature_algorithms", signature_algorithms, |cx, text| {
             let known = SIGNATURE_ALGORITHMS.iter().find(|name| **name == text).copied();
             if known.is_none() {
@@ -345,6 +355,17 @@ fn ciphers(texts: &[String], cx: &mut Context) -> Option<CipherSuites> {
         let is_separator = |c: char| matches!(c, ':' | '[' | ']' | '|');
         for name in text.split(is_separator).filter(|name| !name.is_empty()) {
             let name = name.trim();
+            match name {
+                "ALL" | "HIGH" | "DEFAULT" => {
+                    known.extend(CIPHERS.iter().filter(|cipher| !known.contains(*cipher)).copied().collect::<Vec<_>>());
+                    continue;
+                }
+                "-ALL" | "!ALL" => {
+                    known.clear();
+                    continue;
+                }
+                _ => {}
+            }
             match CIPHERS.iter().find(|cipher| **cipher == name) {
                 Some(cipher) => known.push(*cipher),
                 None => cx.element("cipher_suites", i, |cx| {

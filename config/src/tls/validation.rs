@@ -290,6 +290,10 @@ fn base64(text: &str) -> Option<Vec<u8>> {
 
 /// Hex, with or without colons between the bytes.
 fn hex(text: &str) -> Option<Vec<u8>> {
+    let is_misplaced = |(i, b): (usize, u8)| (b == b':') != (i % 3 == 2);
+    if text.contains(':') && text.bytes().enumerate().any(is_misplaced) {
+        return None;
+    }
     let digits: Vec<u8> = text.bytes().filter(|b| *b != b':').collect();
     let nibble = |b: u8| (b as char).to_digit(16).and_then(|n| u8::try_from(n).ok());
     if !digits.len().is_multiple_of(2) {

@@ -72,6 +72,7 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
     let connection = Connection {
         io,
         info: open.info.clone(),
+        is_tls: found.tls.is_some(),
         drain: found.drain,
         thread: thread.clone(),
         dynamic_metadata,

@@ -161,10 +161,11 @@ fn h2_options(manager: &ConnectionManager, stats: Arc<h2::Http2Stats>) -> h2::Se
 impl Terminal for Active {
     fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(async move {
-            let Connection { io, info, drain, thread, dynamic_metadata, filter_state: _, facts: _ } = connection;
+            let Connection { io, info, is_tls, drain, thread, dynamic_metadata, filter_state: _, facts: _ } =
+                connection;
             let alpn = info.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
             let codec = self.codec.or(alpn.map(codec::by_alpn));
-            let counted = Rc::new(Counted::new(self.stats.clone(), info.tls.is_some()));
+            let counted = Rc::new(Counted::new(self.stats.clone(), is_tls));
             let io = io.metered(counted.clone());
             let connection = HttpConnection::new(
                 thread,
@@ -184,7 +185,8 @@ impl Terminal for Active {
     }
 
     fn missed(&self, connection: Connection) {
-        Counted::new(self.stats.clone(), connection.info.tls.is_some()).closed_by_us.set(true);
+        let failed = connection.is_tls && connection.info.tls.is_none();
+        Counted::new(self.stats.clone(), connection.is_tls).closed_by_us.set(!failed);
     }
 }
 

@@ -41,10 +41,9 @@ stats! {
         counter early_data_received_count_total,
         counter idle_timeout,
         counter max_downstream_connection_duration,
-        counter on_demand_cluster_attempt,
-        counter on_demand_cluster_missing,
-        counter on_demand_cluster_success,
-        counter on_demand_cluster_timeout,
+        counter downstream_cx_drain_close,
+        counter downstream_cx_overload_close,
+        counter route_delayed_total,
         counter upstream_flush_total,
         gauge downstream_cx_rx_bytes_buffered,
         gauge downstream_cx_tx_bytes_buffered,
@@ -124,7 +123,7 @@ impl Drop for Session {
 
 impl Session {
     fn new(active: Rc<Active>, connection: Connection) -> (Self, Io) {
-        let Connection { io, info, drain: _, thread, dynamic_metadata, filter_state, facts } = connection;
+        let Connection { io, info, is_tls: _, drain: _, thread, dynamic_metadata, filter_state, facts } = connection;
         active.stats.downstream_cx_total.inc();
         let mut info = StreamInfo::new(info);
         info.dynamic_metadata = dynamic_metadata;

@@ -7,9 +7,11 @@
 
 mod capture;
 pub mod client;
+mod client_hello;
 pub mod failure;
 mod key_log;
 pub mod material;
+mod old_alert;
 mod parameters;
 pub mod secrets;
 mod select;
@@ -23,9 +25,23 @@ pub use secrets::Secrets;
 pub use server::ServerContext;
 pub use stats::SslStats;
 
+use super::Io;
 use crate::base::{Certificate, TlsConnection};
 use rustls::{CommonState, HandshakeKind};
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::Duration};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// A peer that was refused has so long to read why.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Lets the peer read an alert: what it sends meanwhile must not make the socket reset the connection.
+fn linger(mut io: Io) {
+    tokio::task::spawn_local(tokio::time::timeout(LINGER, async move {
+        let _ = io.shutdown().await;
+        let mut sink = [0; 4096];
+        while io.read(&mut sink).await.is_ok_and(|n| n > 0) {}
+    }));
+}
 
 /// The facts of a connection whose handshake is done.
 fn facts(state: &CommonState, local: Option<Arc<Certificate>>, peer_validated: bool) -> TlsConnection {

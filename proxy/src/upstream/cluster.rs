@@ -5,7 +5,7 @@
 
 use super::{
     Breakers, ClusterId, Names,
-    host::{self, HostRules, HostSet},
+    host::{self, HostRules, HostSet, MatchStats, SocketRule},
     transport_socket::UpstreamSocket,
 };
 use crate::{observe::stream_info::Metadata, transport::tls::Secrets};
@@ -51,9 +51,15 @@ impl ClusterInfo {
         &self.rules.transport_socket
     }
 
+    /// What is counted of the rules by which hosts get their transport sockets, by name.
+    pub fn match_stats(&self) -> impl Iterator<Item = (&str, &Arc<MatchStats>)> {
+        let rules = self.rules.matches.iter().map(|m| (m.rule.name.as_str(), &m.stats));
+        [("default", &self.rules.default_match)].into_iter().chain(rules)
+    }
+
     /// All transport sockets.
     pub fn transport_sockets(&self) -> impl Iterator<Item = &Arc<UpstreamSocket>> {
-        [&self.rules.transport_socket].into_iter().chain(self.rules.matches.iter().map(|(_, socket)| socket))
+        [&self.rules.transport_socket].into_iter().chain(self.rules.matches.iter().map(|m| &m.socket))
     }
 }
 
@@ -74,13 +80,18 @@ impl Cluster {
         };
         let rules = HostRules {
             transport_socket: socket("transport_socket", &config.transport_socket, cx),
+            default_match: Arc::default(),
             matches: config
                 .transport_socket_matches
                 .iter()
                 .enumerate()
                 .map(|(i, rule)| {
                     let compile = |cx: &mut Context| socket("transport_socket", &rule.transport_socket, cx);
-                    (rule.clone(), cx.element("transport_socket_matches", i, compile))
+                    SocketRule {
+                        socket: cx.element("transport_socket_matches", i, compile),
+                        rule: rule.clone(),
+                        stats: Arc::default(),
+                    }
                 })
                 .collect(),
             unique: matches!(config.discovery, Discovery::Eds(_)),

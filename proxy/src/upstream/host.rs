@@ -4,7 +4,7 @@
 //! state, and keeps its very [`Host`] if nothing about it changed.
 
 use super::transport_socket::UpstreamSocket;
-use crate::{base::Address, observe::stream_info::Metadata};
+use crate::{base::Address, observe::stream_info::Metadata, stats};
 use foldhash::{HashMap, HashSet};
 use std::sync::{
     Arc,
@@ -132,11 +132,28 @@ pub struct LocalityHosts {
     pub hosts: Vec<u32>,
 }
 
+stats! {
+    /// `cluster.NAME.RULE.*`, with the rule's name or `default`; written by the control thread.
+    pub struct MatchStats {
+        counter total_match_count,
+    }
+}
+
+/// The transport socket of hosts whose metadata a rule matches.
+#[derive(Debug)]
+pub struct SocketRule {
+    pub rule: TransportSocketMatch,
+    pub socket: Arc<UpstreamSocket>,
+    pub stats: Arc<MatchStats>,
+}
+
 /// The parts of a cluster's configuration that shape its hosts.
 #[derive(Debug)]
 pub struct HostRules {
     pub transport_socket: Arc<UpstreamSocket>,
-    pub matches: Vec<(TransportSocketMatch, Arc<UpstreamSocket>)>,
+    /// Counts the hosts that no rule matches.
+    pub default_match: Arc<MatchStats>,
+    pub matches: Vec<SocketRule>,
     /// An address counts once, at its first place (EDS).
     pub unique: bool,
 }
@@ -198,8 +215,8 @@ impl Host {
         group: &weft_config::endpoint::LocalityLbEndpoints,
         rules: &HostRules,
     ) -> Self {
-        let matched =
-            rules.matches.iter().find(|(rule, _)| rule.takes(&endpoint.metadata) || rule.takes(&group.metadata));
+        let matched = rules.matches.iter().find(|m| m.rule.takes(&endpoint.metadata) || m.rule.takes(&group.metadata));
+        matched.map_or(&rules.default_match, |m| &m.stats).total_match_count.inc();
         Self {
             additional_addresses: endpoint.additional_addresses.iter().filter_map(resolved).collect(),
             hostname: endpoint.hostname.as_str().into(),
@@ -208,7 +225,7 @@ impl Host {
             priority: group.priority,
             weight: endpoint.load_balancing_weight,
             eds_health: endpoint.health_status,
-            transport_socket: matched.map_or(&rules.transport_socket, |(_, socket)| socket).clone(),
+            transport_socket: matched.map_or(&rules.transport_socket, |m| &m.socket).clone(),
             state: Arc::default(),
             address,
         }

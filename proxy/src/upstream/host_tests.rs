@@ -7,7 +7,12 @@ use weft_config::{
 };
 
 pub(in crate::upstream) fn rules(unique: bool) -> HostRules {
-    HostRules { transport_socket: Arc::new(UpstreamSocket::Raw), matches: Vec::new(), unique }
+    HostRules {
+        transport_socket: Arc::new(UpstreamSocket::Raw),
+        default_match: Arc::default(),
+        matches: Vec::new(),
+        unique,
+    }
 }
 
 pub(in crate::upstream) fn endpoint(port: u16, weight: u32, health_status: HealthStatus) -> LbEndpoint {

@@ -183,6 +183,11 @@ impl ThreadCluster {
         };
         if context.is_control {
             this.shared.show_tls_stats();
+            for (name, stats) in cluster.info.match_stats() {
+                let prefix = format!("{}.{name}", cluster.info.stat_prefix);
+                context.registry.detach(&prefix);
+                context.registry.attach_group(&prefix, stats.clone());
+            }
             if cluster.hosts.hosts().next().is_some() {
                 this.stats().membership_change.inc();
             }
@@ -247,7 +252,8 @@ impl ThreadCluster {
         }
         if forget_stats && self.shared.context.is_control {
             self.shared.context.registry.detach(&self.shared.info.stat_prefix);
-            for part in ["http2", "ssl", "client_ssl_socket_factory"] {
+            let rules = self.shared.info.match_stats().map(|(name, _)| name);
+            for part in ["http2", "ssl", "client_ssl_socket_factory"].into_iter().chain(rules) {
                 self.shared.context.registry.detach(&format!("{}.{part}", self.shared.info.stat_prefix));
             }
         }

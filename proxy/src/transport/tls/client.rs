@@ -4,6 +4,7 @@ use super::{
     capture, facts,
     failure::Failure,
     key_log::KeyLogFile,
+    linger,
     material::Identity,
     parameters,
     secrets::{Material, Secrets},
@@ -137,7 +138,7 @@ impl ClientContext {
         let handshake = async { connector.with_alpn(alpn).connect(name, io).into_fallible().await };
         let (result, found) = capture::around(handshake).await;
         if revision.identity.as_ref().is_some_and(|identity| identity.certificate.is_expired()) {
-            stats.counters.own_certificate_expired.inc();
+            stats.own_certificate_expired.inc();
         }
         match result {
             Ok(stream) => {
@@ -153,7 +154,10 @@ impl ClientContext {
                 stats.established(&tls, found.scheme.map(parameters::scheme_name));
                 Ok((Io::Tls(Box::new(TlsStream::Client(stream))), tls))
             }
-            Err((error, _)) => Err(Failure::new(&error, found.refusal.as_ref())),
+            Err((error, io)) => {
+                linger(io);
+                Err(Failure::new(&error, found.refusal.as_ref()))
+            }
         }
     }
 }

@@ -52,6 +52,41 @@ impl Failure {
         Self { cause: Cause::Refused(Demand::San), details: refused(&format!("{name} is no name of a server")) }
     }
 
+    /// What came is no ClientHello that is understood.
+    pub fn hello(error: &Error) -> Self {
+        let details = match error {
+            Error::InvalidMessage(_) => library(0x83, "CLIENTHELLO_PARSE_FAILED"),
+            other => words(other),
+        };
+        Self { cause: Cause::Protocol, details }
+    }
+
+    /// The first record is none that begins a connection; and the alert that says so, if one does.
+    pub fn not_hello(first: &[u8]) -> (Self, Option<AlertDescription>) {
+        let (alert, details) = match first {
+            [b'G', b'E', b'T', b' ', ..]
+            | [b'P', b'O', b'S', b'T', b' ', ..]
+            | [b'H', b'E', b'A', b'D', b' ', ..]
+            | [b'P', b'U', b'T', b' ', ..] => (None, library(0x9c, "HTTP_REQUEST")),
+            [b'C', b'O', b'N', b'N', b'E', ..] => (None, library(0x9b, "HTTPS_PROXY_REQUEST")),
+            [21, 3, _, _, _, _, alert, ..] => (None, alert_words(AlertDescription::from(*alert))),
+            [22, 3, ..] => (Some(AlertDescription::RecordOverflow), library(0x92, "ENCRYPTED_LENGTH_TOO_LONG")),
+            [20..=23, 3, ..] => (Some(AlertDescription::UnexpectedMessage), library(0xe1, "UNEXPECTED_RECORD")),
+            _ => (Some(AlertDescription::ProtocolVersion), library(0xf7, "WRONG_VERSION_NUMBER")),
+        };
+        (Self { cause: Cause::Protocol, details }, alert)
+    }
+
+    /// The client knows only versions that are no longer spoken.
+    pub fn old_version() -> Self {
+        Self { cause: Cause::Protocol, details: library(0xf0, "UNSUPPORTED_PROTOCOL") }
+    }
+
+    /// The peer went away.
+    pub fn closed() -> Self {
+        Self { cause: Cause::Closed, details: String::new() }
+    }
+
     /// The client names no server where one is required.
     pub fn no_server_name() -> Self {
         Self { cause: Cause::Protocol, details: library(0xea, "TLSV1_UNRECOGNIZED_NAME") }
@@ -65,12 +100,14 @@ fn refused(why: &str) -> String {
 
 /// An error of the TLS library by its reason.
 fn library(reason: u32, name: &str) -> String {
-    format!("TLS_error|error:{:08x}:SSL_routines:OPENSSL_internal:{name}:TLS_error_end", 0x1000_0000 | reason)
+    format!("TLS_error:|{}:SSL routines:OPENSSL_internal:{name}:TLS_error_end", 0x1000_0000 | reason).replace(' ', "_")
 }
 
 fn words(error: &Error) -> String {
     let (reason, name) = match error {
-        Error::NoCertificatesPresented => (0xc0, "PEER_DID_NOT_RETURN_A_CERTIFICATE"),
+        Error::NoCertificatesPresented => {
+            (0xc0, "PEER_DID_NOT_RETURN_A_CERTIFICATE:peer did not provide required client certificate")
+        }
         Error::InvalidCertificate(_) => (0x7d, "CERTIFICATE_VERIFY_FAILED"),
         Error::DecryptError => (0x8b, "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"),
         Error::PeerSentOversizedRecord => (0x92, "ENCRYPTED_LENGTH_TOO_LONG"),

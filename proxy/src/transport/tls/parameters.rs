@@ -70,7 +70,7 @@ fn group(name: &str) -> Option<&'static dyn SupportedKxGroup> {
         "X25519" => kx_group::X25519,
         "P-256" => kx_group::SECP256R1,
         "P-384" => kx_group::SECP384R1,
-        "MLKEM768" => kx_group::MLKEM768,
+        "MLKEM1024" => kx_group::MLKEM1024,
         _ => return None,
     })
 }
@@ -126,7 +126,7 @@ pub fn group_name(group: NamedGroup) -> &'static str {
         NamedGroup::X25519 => "X25519",
         NamedGroup::secp256r1 => "P-256",
         NamedGroup::secp384r1 => "P-384",
-        NamedGroup::MLKEM768 => "MLKEM768",
+        NamedGroup::MLKEM1024 => "MLKEM1024",
         _ => "unknown",
     }
 }

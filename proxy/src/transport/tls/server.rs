@@ -1,10 +1,12 @@
 //! TLS towards clients: a filter chain's context, and the handshake on an accepted connection.
 
 use super::{
-    capture, facts,
+    capture, client_hello, facts,
     failure::Failure,
     key_log::KeyLogFile,
+    linger,
     material::Identity,
+    old_alert::OldAlert,
     parameters,
     secrets::{self, Material, Secrets},
     select::Selection,
@@ -19,13 +21,12 @@ use crate::{
 use arc_swap::ArcSwapOption;
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::{
-    HandshakeKind, ServerConfig,
+    CipherSuite, HandshakeKind, ServerConfig,
     pki_types::{CertificateDer, UnixTime},
-    server::{Acceptor, NoServerSessionStorage, ServerSessionMemoryCache, danger::ClientCertVerifier},
+    server::{ClientHello, NoServerSessionStorage, ServerSessionMemoryCache, danger::ClientCertVerifier},
 };
-use std::{sync::Arc, time::Duration};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_rustls::{LazyConfigAcceptor, TlsStream};
+use std::sync::Arc;
+use tokio_rustls::{StartHandshake, TlsStream};
 use weft_config::{
     Context,
     tls::{CertificateValidationContext, DownstreamTlsContext, TicketKeys},
@@ -33,8 +34,6 @@ use weft_config::{
 
 /// Sessions of TLS 1.2 that are remembered by id.
 const SESSIONS: usize = 1024;
-/// A client that was refused has so long to read why.
-const LINGER: Duration = Duration::from_secs(1);
 
 /// A filter chain's TLS: what is configured, and what it is made of now.
 #[derive(Debug)]
@@ -47,11 +46,19 @@ pub struct ServerContext {
 /// What a context is made of at one moment.
 #[derive(Debug)]
 pub struct ServerRevision {
+    /// For clients of TLS 1.2, and of TLS 1.3.
+    configs: [Configs; 2],
+    speaks_13: bool,
+    pub identities: Vec<Arc<Identity>>,
+    pub verifier: Option<Arc<Verifier>>,
+}
+
+/// What is the same for all clients of a version.
+#[derive(Debug)]
+struct Configs {
     with_alpn: Arc<ServerConfig>,
     /// For clients that offer nothing of ours: the handshake goes on without ALPN, as Envoy's does.
     without_alpn: Arc<ServerConfig>,
-    pub identities: Vec<Arc<Identity>>,
-    pub verifier: Option<Arc<Verifier>>,
 }
 
 impl ServerContext {
@@ -99,33 +106,25 @@ impl ServerContext {
         info: &ConnectionInfo,
         stats: &SslStats,
     ) -> Result<(Io, TlsConnection), Failure> {
-        let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), io);
-        let start = match (&mut acceptor).await {
-            Ok(start) => start,
-            Err(error) => {
-                if let Some(io) = acceptor.take_io() {
-                    linger(io).await;
-                }
-                return Err(Failure::new(&error, None));
-            }
-        };
+        let (accepted, io) = client_hello::read(io).await?;
+        let mut start = StartHandshake::from_parts(accepted, io);
         let hello = start.client_hello();
         if self.config.require_sni && hello.server_name().is_none() {
             return Err(Failure::no_server_name());
         }
-        let ours = &revision.with_alpn.alpn_protocols;
-        let overlaps =
-            hello.alpn().is_some_and(|mut offered| offered.any(|theirs| ours.iter().any(|our| our == theirs)));
-        let mut config = if overlaps { &revision.with_alpn } else { &revision.without_alpn }.clone();
+        let mut config = revision.config_for(&hello);
         if let Some(log) = self.key_log.as_ref().filter(|log| log.takes(&info.local, &info.remote)) {
             Arc::make_mut(&mut config).key_log = log.clone();
+        }
+        if self.config.require_client_certificate && !revision.is_13(&start.client_hello()) {
+            start.io = Io::Boxed(Box::new(OldAlert(start.io)));
         }
         let handshake = async { start.into_stream(config).into_fallible().await };
         let (result, found) = capture::around(handshake).await;
         if let Some(identity) = &found.presented
             && identity.certificate.is_expired()
         {
-            stats.counters.own_certificate_expired.inc();
+            stats.own_certificate_expired.inc();
         }
         match result {
             Ok(stream) => {
@@ -143,21 +142,11 @@ impl ServerContext {
             }
             Err((error, io)) => {
                 let failure = Failure::new(&error, found.refusal.as_ref());
-                linger(io).await;
+                linger(io);
                 Err(failure)
             }
         }
     }
-}
-
-/// Lets the client read the alert: what it sends meanwhile must not make the socket reset the connection.
-async fn linger(mut io: Io) {
-    let _ = tokio::time::timeout(LINGER, async {
-        let _ = io.shutdown().await;
-        let mut sink = [0; 4096];
-        while io.read(&mut sink).await.is_ok_and(|n| n > 0) {}
-    })
-    .await;
 }
 
 impl ServerRevision {
@@ -185,10 +174,9 @@ impl ServerRevision {
             Some(verifier) => builder.with_client_cert_verifier(verifier),
             None => builder.with_no_client_auth(),
         };
-        let has_tls13 = parameters.max == weft_config::tls::TlsVersion::V1_3;
-        let selection = Selection::new(identities.clone(), config.full_scan_certs_on_sni_mismatch, has_tls13);
+        let speaks_13 = parameters.max == weft_config::tls::TlsVersion::V1_3;
+        let selection = Selection::new(identities.clone(), config.full_scan_certs_on_sni_mismatch, speaks_13);
         let mut tls = builder.with_cert_resolver(Arc::new(selection));
-        tls.ignore_client_order = !config.prefer_client_ciphers;
         let lifetime = config.session_timeout.unwrap_or(tickets::DEFAULT_TIMEOUT);
         let shared = match &config.tickets {
             TicketKeys::Shared(keys) => Some(&keys[..]),
@@ -207,9 +195,33 @@ impl ServerRevision {
             true => ServerSessionMemoryCache::new(SESSIONS),
             false => Arc::new(NoServerSessionStorage {}),
         };
-        let without_alpn = Arc::new(tls.clone());
-        tls.alpn_protocols = config.common.alpn.iter().map(|name| name.to_vec()).collect();
-        Some(Self { with_alpn: Arc::new(tls), without_alpn, identities, verifier })
+        let alpn: Vec<Vec<u8>> = config.common.alpn.iter().map(|name| name.to_vec()).collect();
+        // With TLS 1.3 the client's order of suites counts; before that ours does, unless it is told otherwise.
+        let configs = [!config.prefer_client_ciphers, false].map(|ignore_client_order| {
+            tls.ignore_client_order = ignore_client_order;
+            let without_alpn = Arc::new(tls.clone());
+            let mut with_alpn = tls.clone();
+            with_alpn.alpn_protocols.clone_from(&alpn);
+            Configs { with_alpn: Arc::new(with_alpn), without_alpn }
+        });
+        Some(Self { configs, speaks_13, identities, verifier })
+    }
+
+    /// True if the handshake will be one of TLS 1.3.
+    fn is_13(&self, hello: &ClientHello<'_>) -> bool {
+        let suites = &self.configs[1].with_alpn.crypto_provider().cipher_suites;
+        let is_ours =
+            |offered: &CipherSuite| suites.iter().any(|ours| ours.suite() == *offered && ours.tls13().is_some());
+        self.speaks_13 && hello.cipher_suites().iter().any(is_ours)
+    }
+
+    /// What a client is served by.
+    fn config_for(&self, hello: &ClientHello<'_>) -> Arc<ServerConfig> {
+        let [before_13, of_13] = &self.configs;
+        let configs = if self.is_13(hello) { of_13 } else { before_13 };
+        let is_ours = |theirs: &[u8]| configs.with_alpn.alpn_protocols.iter().any(|our| our == theirs);
+        let overlaps = hello.alpn().is_some_and(|mut offered| offered.any(is_ours));
+        if overlaps { &configs.with_alpn } else { &configs.without_alpn }.clone()
     }
 
     /// Looks at a peer again that was verified in an earlier handshake, or some time ago. True: it leads to something

@@ -22,9 +22,6 @@ stats! {
         counter ocsp_staple_omitted,
         counter ocsp_staple_responses,
         counter ocsp_staple_requests,
-        counter was_key_usage_invalid,
-        // Ours: handshakes begun with a certificate that had expired.
-        counter own_certificate_expired,
     }
 }
 
@@ -58,7 +55,7 @@ const CIPHERS: [&str; 9] = [
     "ECDHE-ECDSA-CHACHA20-POLY1305",
     "ECDHE-RSA-CHACHA20-POLY1305",
 ];
-const CURVES: [&str; 5] = ["X25519MLKEM768", "X25519", "P-256", "P-384", "MLKEM768"];
+const CURVES: [&str; 5] = ["X25519MLKEM768", "X25519", "P-256", "P-384", "MLKEM1024"];
 const SIGALGS: [&str; 10] = [
     "ecdsa_secp256r1_sha256",
     "ecdsa_secp384r1_sha384",
@@ -76,6 +73,8 @@ const SIGALGS: [&str; 10] = [
 #[derive(Debug, Default)]
 pub struct SslStats {
     pub counters: HandshakeStats,
+    /// Ours, there from its first value on: handshakes begun with a certificate of ours that had expired.
+    pub own_certificate_expired: Counter,
     versions: Named<2>,
     ciphers: Named<9>,
     curves: Named<5>,
@@ -109,6 +108,9 @@ impl<const N: usize> Named<N> {
 impl StatGroup for SslStats {
     fn visit(&self, visit: &mut dyn FnMut(&str, StatRef<'_>)) {
         self.counters.visit(visit);
+        if self.own_certificate_expired.get() > 0 {
+            visit("own_certificate_expired", StatRef::Counter(&self.own_certificate_expired));
+        }
         self.versions.visit("versions", VERSIONS, visit);
         self.ciphers.visit("ciphers", CIPHERS, visit);
         self.curves.visit("curves", CURVES, visit);

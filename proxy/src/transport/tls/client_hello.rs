@@ -1,0 +1,135 @@
+//! Reads a ClientHello and leaves what follows it, so that the configuration can be chosen by what it says.
+//!
+//! Differs from the library's own acceptor in what is said to clients that speak another protocol or an old version:
+//! nothing, and `protocol_version`, as Envoy does.
+
+use super::{failure::Failure, linger};
+use crate::transport::Io;
+use bytes::Bytes;
+use rustls::{
+    AlertDescription,
+    server::{Accepted, Acceptor},
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// The record of a fatal alert, before a version was agreed on (RFC 8446, 5.1 and 6).
+fn fatal(alert: AlertDescription) -> [u8; 7] {
+    [21, 3, 1, 0, 2, 2, alert.into()]
+}
+
+/// Reads the hello.
+///
+/// # Errors
+/// What came instead. The client was told where there is something to tell.
+pub async fn read(mut io: Io) -> Result<(Accepted, Io), Failure> {
+    let mut acceptor = Acceptor::default();
+    let mut start = Start::default();
+    let mut buffer = [0; 4096];
+    loop {
+        let read = match io.read(&mut buffer).await {
+            Ok(read) if read > 0 => buffer.get(..read).unwrap_or_default(),
+            _ => return Err(Failure::closed()),
+        };
+        start.take(read);
+        if !start.may_be_hello() {
+            let (failure, alert) = Failure::not_hello(start.bytes());
+            if let Some(alert) = alert {
+                tell(io, &fatal(alert)).await;
+            }
+            return Err(failure);
+        }
+        let mut rest = read;
+        while !rest.is_empty() {
+            if acceptor.read_tls(&mut rest).is_err() {
+                return Err(Failure::closed());
+            }
+            match acceptor.accept() {
+                Ok(None) => {}
+                Ok(Some(accepted)) => {
+                    io.put_back(Bytes::copy_from_slice(rest));
+                    return Ok((accepted, io));
+                }
+                Err((error, mut alert)) => {
+                    let is_old = start.is_old_version();
+                    let mut bytes = Vec::new();
+                    // Written to memory, which cannot fail.
+                    let _ = alert.write_all(&mut bytes);
+                    if is_old {
+                        bytes = fatal(AlertDescription::ProtocolVersion).to_vec();
+                    }
+                    tell(io, &bytes).await;
+                    return Err(if is_old { Failure::old_version() } else { Failure::hello(&error) });
+                }
+            }
+        }
+    }
+}
+
+/// Says why, and lets the client read it.
+async fn tell(mut io: Io, alert: &[u8]) {
+    if io.write_all(alert).await.is_ok() {
+        linger(io);
+    }
+}
+
+/// The first bytes of a connection: record and handshake headers, and the version after them.
+#[derive(Default)]
+struct Start {
+    bytes: [u8; 11],
+    len: usize,
+}
+
+/// Bytes of a record's payload at most (RFC 8446, 5.2), without the encryption that there is not yet.
+const MOST_IN_RECORD: u16 = 1 << 14;
+
+impl Start {
+    fn take(&mut self, read: &[u8]) {
+        for (seat, byte) in self.bytes.iter_mut().skip(self.len).zip(read) {
+            *seat = *byte;
+            self.len += 1;
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    /// Nothing is refused before a record's header is there, and an alert is read to its end.
+    fn may_be_hello(&self) -> bool {
+        match self.bytes() {
+            [22, 3, _, high, low, ..] if u16::from_be_bytes([*high, *low]) > MOST_IN_RECORD + 256 => false,
+            [22] | [22, 3, ..] => true,
+            [21, 3, ..] if self.len < 7 => true,
+            bytes if bytes.len() < 5 => true,
+            _ => false,
+        }
+    }
+
+    /// The hello says TLS 1.1 or less; newer versions say 1.2 there for ever.
+    fn is_old_version(&self) -> bool {
+        matches!(self.bytes(), [22, 3, _, _, _, 1, _, _, _, major, minor] if (*major, *minor) < (3, 3))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(bytes: &[u8]) -> Start {
+        let mut start = Start::default();
+        bytes.chunks(3).for_each(|piece| start.take(piece));
+        start
+    }
+
+    #[test]
+    fn first_bytes_tell_tls_and_its_age() {
+        assert!(!start(b"GET / HTTP/1.1").may_be_hello());
+        assert!(start(b"GET").may_be_hello(), "not enough to tell");
+        assert!(start(&[22, 3, 1]).may_be_hello());
+        assert!(!start(&[22, 3, 1, 0xff, 0xff]).may_be_hello());
+        assert!(!start(&[22, 2, 1, 1, 1]).may_be_hello());
+        let hello = |minor| start(&[22, 3, 1, 0, 50, 1, 0, 0, 46, 3, minor, 9, 9]);
+        assert!(hello(2).is_old_version());
+        assert!(!hello(3).is_old_version());
+    }
+}
