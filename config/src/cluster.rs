@@ -200,7 +200,7 @@ impl Cluster {
         let tcp_keepalive = upstream_connection_options.and_then(|p| connection_options(p, cx));
         let transport_socket =
             transport_socket.and_then(|p| TransportSocket::from_proto("transport_socket", p, cx)).unwrap_or_default();
-        if matches!(http.protocol, UpstreamProtocol::Auto { .. }) {
+        if matches!(http.protocol, UpstreamProtocol::Auto { .. }) && !transport_socket.speaks_tls() {
             cx.problem_at(
                 "transport_socket",
                 format!("ALPN configured for cluster {name} which has a non-ALPN transport socket"),

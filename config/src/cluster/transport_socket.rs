@@ -79,6 +79,15 @@ pub struct TransportSocketMatch {
 const RAW_BUFFER: &str = "envoy.transport_sockets.raw_buffer";
 
 impl TransportSocket {
+    /// True if ALPN can be agreed on.
+    pub fn speaks_tls(&self) -> bool {
+        match self {
+            Self::RawBuffer => false,
+            Self::Tls(_) => true,
+            Self::ProxyProtocol(proxy) => proxy.inner.speaks_tls(),
+        }
+    }
+
     /// Reads the transport socket in field `field`.
     pub fn from_proto(field: &str, p: core::TransportSocket, cx: &mut Context) -> Option<Self> {
         let core::TransportSocket { name, config_type } = p;
