@@ -176,6 +176,12 @@ impl CidrRange {
         Some(Self(net.trunc()))
     }
 
+    /// The same of `xds.core.v3`.
+    pub fn from_xds(p: weft_control_api::xds::core::v3::CidrRange, cx: &mut Context) -> Option<Self> {
+        let weft_control_api::xds::core::v3::CidrRange { address_prefix, prefix_len } = p;
+        Self::from_proto(pb::CidrRange { address_prefix, prefix_len }, cx)
+    }
+
     pub fn contains(&self, ip: IpAddr) -> bool {
         self.0.contains(&ip)
     }

@@ -4,7 +4,10 @@
 
 use crate::Context;
 use regex::bytes::Regex;
-use weft_control_api::envoy::r#type::matcher::v3::{self as pb, string_matcher::MatchPattern};
+use weft_control_api::{
+    envoy::r#type::matcher::v3::{self as pb, string_matcher::MatchPattern},
+    xds::r#type::matcher::v3 as xds,
+};
 
 /// A test of a text.
 #[derive(Clone, Debug)]
@@ -47,7 +50,24 @@ impl StringMatcher {
         Some(Self { pattern, ignore_case })
     }
 
-    /// The one text that passes, if there is only one.
+    /// Reads a matcher of `xds.type.matcher.v3`; `None` if a problem was reported.
+    pub fn from_xds(p: xds::StringMatcher, cx: &mut Context) -> Option<Self> {
+        use xds::string_matcher::MatchPattern as Xds;
+        let xds::StringMatcher { ignore_case, match_pattern } = p;
+        let match_pattern = match cx.required("match_pattern", match_pattern)? {
+            Xds::Exact(text) => MatchPattern::Exact(text),
+            Xds::Prefix(text) => MatchPattern::Prefix(text),
+            Xds::Suffix(text) => MatchPattern::Suffix(text),
+            Xds::Contains(text) => MatchPattern::Contains(text),
+            Xds::SafeRegex(xds::RegexMatcher { regex, engine_type: _ }) => {
+                MatchPattern::SafeRegex(pb::RegexMatcher { regex, engine_type: None })
+            }
+            Xds::Custom(p) => MatchPattern::Custom(p),
+        };
+        Self::from_proto(pb::StringMatcher { ignore_case, match_pattern: Some(match_pattern) }, cx)
+    }
+
+    /// The one text that passes, but for its case where that is ignored, if there is only one.
     pub fn exact(&self) -> Option<&str> {
         match &self.pattern {
             Pattern::Exact(exact) => Some(exact),
@@ -55,11 +75,24 @@ impl StringMatcher {
         }
     }
 
+    /// True if case makes no difference.
+    pub fn ignores_case(&self) -> bool {
+        self.ignore_case
+    }
+
     /// The pattern as it was written, whatever its kind.
     pub fn pattern(&self) -> &str {
         match &self.pattern {
             Pattern::Exact(text) | Pattern::Prefix(text) | Pattern::Suffix(text) | Pattern::Contains(text) => text,
             Pattern::Regex(regex) => regex.as_str(),
+        }
+    }
+
+    /// What all that pass begin with, if that is known; not empty.
+    pub fn prefix(&self) -> Option<&str> {
+        match &self.pattern {
+            Pattern::Prefix(prefix) if !self.ignore_case && !prefix.is_empty() => Some(prefix),
+            _ => None,
         }
     }
 

@@ -216,7 +216,7 @@ fn optional(name: &str, p: Option<core::DataSource>, cx: &mut Context) -> Option
 }
 
 impl SanMatcher {
-    fn from_proto(p: pb::SubjectAltNameMatcher, cx: &mut Context) -> Option<Self> {
+    pub(crate) fn from_proto(p: pb::SubjectAltNameMatcher, cx: &mut Context) -> Option<Self> {
         let pb::SubjectAltNameMatcher { san_type, matcher, oid } = p;
         let kind: SanType = cx.enumeration("san_type", san_type);
         if kind == SanType::Unspecified {
