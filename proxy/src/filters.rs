@@ -3,14 +3,15 @@
 //! Adding a filter is its file and one line in [`TABLE`]. A filter that does not apply to a stream says so when it is
 //! created and costs nothing after that.
 
-use crate::http::{Body, ResponseHead, stream::Stream};
+use crate::http::{Body, ResponseHead, Thread, stream::Stream};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
-use std::{any::Any as StdAny, future::Future, pin::Pin, sync::Arc};
+use std::{any::Any as StdAny, borrow::Cow, future::Future, pin::Pin, rc::Rc, sync::Arc};
 use weft_config::Context;
 use weft_control_api::Any;
 
 pub mod health_check;
+pub mod rbac;
 pub mod router;
 
 /// What a filter wants after a hook.
@@ -32,11 +33,11 @@ pub struct LocalReply {
     pub status: StatusCode,
     pub body: Bytes,
     /// `%RESPONSE_CODE_DETAILS%`.
-    pub details: &'static str,
+    pub details: Cow<'static, str>,
     /// Set on the response, over what is there.
     pub headers: HeaderMap,
     /// Of a body that a format made: set over every other.
-    pub content_type: Option<HeaderValue>,
+    pub content_type: Option<Box<HeaderValue>>,
     /// In answers to gRPC requests, in place of the status's own mapping.
     pub grpc_status: Option<u32>,
     /// The router gives it: the route's response header rules hold for it.
@@ -44,8 +45,8 @@ pub struct LocalReply {
 }
 
 impl LocalReply {
-    pub fn new(status: StatusCode, body: impl Into<Bytes>, details: &'static str) -> Self {
-        Self { status, body: body.into(), details, ..Self::default() }
+    pub fn new(status: StatusCode, body: impl Into<Bytes>, details: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, body: body.into(), details: details.into(), ..Self::default() }
     }
 
     /// The same, given by the router.
@@ -57,14 +58,22 @@ impl LocalReply {
 
 /// A filter's compiled configuration, shared by all workers.
 pub trait FilterConfig: Send + Sync {
-    /// The filter for one stream, or `None` if it does not apply to it. `route` is the most specific per-route
-    /// configuration, as [`FilterFactory::parse_route`] made it.
-    fn create(&self, stream: &Stream, route: Option<&RouteFilterConfig>) -> Option<Box<dyn HttpFilter>>;
+    /// One worker's part: its stats and caches.
+    fn activate(self: Arc<Self>, scope: &FilterScope<'_>) -> Rc<dyn ActiveFilter>;
+}
 
-    /// True for the one filter that answers what no other did; it must be the last.
-    fn is_terminal(&self) -> bool {
-        false
-    }
+/// What a filter's worker part may use.
+pub struct FilterScope<'a> {
+    pub thread: &'a Rc<Thread>,
+    /// Of the connection manager's stats: `http.PREFIX`.
+    pub stat_prefix: &'a str,
+}
+
+/// One worker's part of a filter.
+pub trait ActiveFilter {
+    /// The filter for one stream, or `None` if it does not apply to it. `route` is the most specific per-route
+    /// configuration, as the factory's [`ParseRoute`] made it.
+    fn create(&self, stream: &Stream, route: Option<&RouteFilterConfig>) -> Option<Box<dyn HttpFilter>>;
 }
 
 /// A compiled per-route configuration; its filter downcasts it.
@@ -112,7 +121,7 @@ pub struct FilterFactory {
 }
 
 /// Every filter there is.
-pub const TABLE: &[FilterFactory] = &[health_check::FACTORY, router::FACTORY];
+pub const TABLE: &[FilterFactory] = &[health_check::FACTORY, rbac::FACTORY, router::FACTORY];
 
 /// The factory for a configuration of type `type_url`.
 pub fn by_type(type_url: &str) -> Option<&'static FilterFactory> {

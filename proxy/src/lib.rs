@@ -1,7 +1,7 @@
 //! Motion: everything that moves bytes.
 //!
 //! Modules import only from those that stand below them in this list (`server` on top):
-//! server, admin, snapshot, listener, network, http, filters, route, upstream, transport, observe, base.
+//! server, admin, snapshot, listener, network, http, filters, rbac, route, upstream, transport, observe, base.
 
 pub mod admin;
 pub mod base;
@@ -10,6 +10,7 @@ pub mod http;
 pub mod listener;
 pub mod network;
 pub mod observe;
+pub mod rbac;
 pub mod route;
 pub mod server;
 pub mod snapshot;

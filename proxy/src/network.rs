@@ -6,6 +6,7 @@ pub mod connection_limit;
 pub mod direct_response;
 pub mod echo;
 pub mod http_connection_manager;
+pub mod rbac;
 pub mod sni_cluster;
 pub mod tcp_proxy;
 
@@ -228,6 +229,7 @@ const TABLE: &[Factory] = &[
         type_name: sni_cluster::TYPE,
         compile: Compile::Gate(sni_cluster::compile),
     },
+    Factory { name: "envoy.filters.network.rbac", type_name: rbac::TYPE, compile: Compile::Gate(rbac::compile) },
     Factory { name: "envoy.filters.network.echo", type_name: echo::TYPE, compile: Compile::Terminal(echo::compile) },
     Factory {
         name: "envoy.filters.network.direct_response",

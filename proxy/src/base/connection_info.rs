@@ -2,7 +2,8 @@
 
 use super::{Address, TlsConnection};
 use std::{
-    cell::{Cell, RefCell},
+    borrow::Cow,
+    cell::RefCell,
     rc::Rc,
     sync::{
         Arc,
@@ -45,7 +46,7 @@ pub struct ConnectionInfo {
     /// `%FILTER_CHAIN_NAME%`; empty for a chain without one.
     pub filter_chain: Option<Arc<str>>,
     /// Details for `%CONNECTION_TERMINATION_DETAILS%`.
-    pub termination_details: Cell<Option<&'static str>>,
+    pub termination_details: RefCell<Option<Cow<'static, str>>>,
     /// `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub transport_failure: RefCell<Option<String>>,
 }
@@ -66,7 +67,7 @@ impl ConnectionInfo {
             tls: None,
             application_protocols: Vec::new(),
             filter_chain: None,
-            termination_details: Cell::new(None),
+            termination_details: RefCell::new(None),
             transport_failure: RefCell::new(None),
         }
     }

@@ -5,7 +5,9 @@
 //! `/healthcheck/fail`, or while too few hosts of the named clusters are healthy. With pass-through the service
 //! answers, and its answer may be given again for a while. All other responses tell when this proxy is to be failed.
 
-use super::{Action, FilterConfig, FilterFactory, HttpFilter, LocalReply, RouteFilterConfig};
+use super::{
+    Action, ActiveFilter, FilterConfig, FilterFactory, FilterScope, HttpFilter, LocalReply, RouteFilterConfig,
+};
 use crate::{
     base::ResponseFlag,
     http::{ResponseHead, header_names::*, stream::Stream},
@@ -14,6 +16,7 @@ use crate::{
 };
 use http::{HeaderValue, StatusCode};
 use std::{
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -26,11 +29,9 @@ use weft_control_api::{Any, envoy::extensions::filters::http::health_check::v3 a
 pub const FACTORY: FilterFactory = FilterFactory {
     name: "envoy.filters.http.health_check",
     type_name: "envoy.extensions.filters.http.health_check.v3.HealthCheck",
-    parse: |any, cx| parse(any, cx).map(|config| Arc::new(Shared(Arc::new(config))) as Arc<dyn FilterConfig>),
+    parse: |any, cx| parse(any, cx).map(|config| Arc::new(config) as Arc<dyn FilterConfig>),
     route: None,
 };
-
-struct Shared(Arc<HealthCheck>);
 
 struct HealthCheck {
     pass_through: bool,
@@ -82,7 +83,16 @@ fn parse(any: &Any, cx: &mut Context) -> Option<HealthCheck> {
     })
 }
 
-impl FilterConfig for Shared {
+impl FilterConfig for HealthCheck {
+    fn activate(self: Arc<Self>, _: &FilterScope<'_>) -> Rc<dyn ActiveFilter> {
+        Rc::new(Active(self))
+    }
+}
+
+/// One worker's part.
+struct Active(Arc<HealthCheck>);
+
+impl ActiveFilter for Active {
     fn create(&self, stream: &Stream, _: Option<&RouteFilterConfig>) -> Option<Box<dyn HttpFilter>> {
         let is_check = self.0.headers.iter().all(|matcher| header_matches(matcher, &stream.request));
         (is_check || stream.connection.thread.health_check_failed.get())

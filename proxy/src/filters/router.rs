@@ -1,8 +1,8 @@
 //! `envoy.filters.http.router`: the terminal filter. Its work is [`crate::http::dispatch`]; this is its configuration.
 
-use super::{FilterConfig, FilterFactory, HttpFilter, RouteFilterConfig};
+use super::{ActiveFilter, FilterConfig, FilterFactory, FilterScope, HttpFilter, RouteFilterConfig};
 use crate::http::stream::Stream;
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 use weft_config::Context;
 use weft_control_api::{Any, envoy::extensions::filters::http::router::v3 as pb};
 
@@ -76,11 +76,16 @@ pub fn parse(any: &Any, cx: &mut Context) -> Option<Router> {
 }
 
 impl FilterConfig for Router {
+    fn activate(self: Arc<Self>, _: &FilterScope<'_>) -> Rc<dyn ActiveFilter> {
+        Rc::new(Dispatched)
+    }
+}
+
+/// It comes after all hooks, and has none.
+struct Dispatched;
+
+impl ActiveFilter for Dispatched {
     fn create(&self, _: &Stream, _: Option<&RouteFilterConfig>) -> Option<Box<dyn HttpFilter>> {
         None
-    }
-
-    fn is_terminal(&self) -> bool {
-        true
     }
 }

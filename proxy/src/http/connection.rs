@@ -2,7 +2,7 @@
 
 use super::{
     BadRequest, Body, Protocol, RequestHead, StreamService,
-    connection_manager::{ConnectionManager, Routes},
+    connection_manager::{ActiveFilters, ConnectionManager, Routes},
     h1::CodecStats,
     service::Responder,
     stats::{ConnectionManagerStats, ListenerHttpStats},
@@ -25,6 +25,8 @@ use std::{
 pub struct HttpConnection {
     pub thread: Rc<Thread>,
     pub manager: Arc<ConnectionManager>,
+    /// This worker's part of the manager's HTTP filters.
+    pub filters: Rc<ActiveFilters>,
     pub info: Rc<ConnectionInfo>,
     pub stats: Arc<ConnectionManagerStats>,
     pub listener_stats: Arc<ListenerHttpStats>,
@@ -63,7 +65,7 @@ impl StreamService for Service {
 impl HttpConnection {
     pub fn new(
         thread: Rc<Thread>,
-        manager: Arc<ConnectionManager>,
+        filters: Rc<ActiveFilters>,
         info: Rc<ConnectionInfo>,
         stats: Arc<ConnectionManagerStats>,
         listener_stats: Arc<ListenerHttpStats>,
@@ -73,7 +75,8 @@ impl HttpConnection {
     ) -> Rc<Self> {
         Rc::new(Self {
             thread,
-            manager,
+            manager: filters.manager.clone(),
+            filters,
             info,
             stats,
             listener_stats,

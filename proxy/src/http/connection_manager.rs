@@ -6,10 +6,10 @@ use super::{
     local_reply::{BodyFormat, LocalReplyRules, Mapper},
     response_headers::ResponseRules,
     stream::Stream,
-    thread::RouteSlot,
+    thread::{RouteSlot, Thread},
 };
 use crate::{
-    filters::{self, FilterConfig, HttpFilter, router, router::Router},
+    filters::{self, ActiveFilter, FilterConfig, FilterScope, HttpFilter, router, router::Router},
     observe::{
         access_log::{AccessLogs, LogFilter, LogWriter},
         format::Format,
@@ -18,7 +18,7 @@ use crate::{
     route::RouteTable,
 };
 use http::{HeaderValue, StatusCode};
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 use weft_config::{
     Context,
     http_connection_manager::{self as config, HttpConnectionManager},
@@ -91,26 +91,58 @@ impl ConnectionManager {
         }
     }
 
-    pub fn has_filters(&self) -> bool {
-        !self.filters.is_empty()
+    /// One worker's part of the filters.
+    pub fn activate_filters(self: &Arc<Self>, thread: &Rc<Thread>) -> ActiveFilters {
+        let prefix = format!("http.{}", self.stat_name());
+        let scope = FilterScope { thread, stat_prefix: &prefix };
+        let activate = |entry: &FilterEntry| ActiveEntry {
+            name: entry.name.clone(),
+            filter: entry.config.clone().activate(&scope),
+            disabled: entry.disabled,
+        };
+        ActiveFilters { entries: self.filters.iter().map(activate).collect(), manager: self.clone() }
     }
 
-    /// The filters that apply to this stream, in order.
-    pub fn filters_for(&self, stream: &Stream) -> Vec<Box<dyn HttpFilter>> {
-        let create = |entry: &FilterEntry| {
-            let route = stream.route.as_ref().and_then(|route| route.per_filter(&entry.name));
-            let disabled = route.map_or(entry.disabled, |route| route.disabled);
-            if disabled {
-                return None;
-            }
-            entry.config.create(stream, route.and_then(|route| route.config.as_ref()))
-        };
-        self.filters.iter().filter_map(create).collect()
+    /// Its stats' name: `http.<this>.*`
+    pub fn stat_name(&self) -> String {
+        self.config.stat_prefix.trim_end_matches('.').replace(':', "_")
     }
 
     /// True if an upgrade of this kind is allowed where the route says nothing.
     pub fn allows_upgrade(&self, kind: &[u8]) -> bool {
         self.config.upgrade_configs.iter().any(|u| u.enabled && u.upgrade_type.as_bytes().eq_ignore_ascii_case(kind))
+    }
+}
+
+/// One worker's part of a connection manager's filters.
+pub struct ActiveFilters {
+    pub manager: Arc<ConnectionManager>,
+    entries: Box<[ActiveEntry]>,
+}
+
+struct ActiveEntry {
+    name: Box<str>,
+    filter: Rc<dyn ActiveFilter>,
+    /// Off unless a route turns it on.
+    disabled: bool,
+}
+
+impl ActiveFilters {
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The filters that apply to this stream, in order.
+    pub fn create(&self, stream: &Stream) -> Vec<Box<dyn HttpFilter>> {
+        let create = |entry: &ActiveEntry| {
+            let route = stream.route.as_ref().and_then(|route| route.per_filter(&entry.name));
+            let disabled = route.map_or(entry.disabled, |route| route.disabled);
+            if disabled {
+                return None;
+            }
+            entry.filter.create(stream, route.and_then(|route| route.config.as_ref()))
+        };
+        self.entries.iter().filter_map(create).collect()
     }
 }
 

@@ -85,7 +85,7 @@ pub async fn dispatch(stream: &mut Stream, request: &mut Pump, responder: &mut R
                     None => direct.body.clone(),
                 };
                 let mut reply = LocalReply::new(direct.status, body, "direct_response");
-                reply.content_type = direct.format.as_ref().map(|(_, content_type)| content_type.clone());
+                reply.content_type = direct.format.as_ref().map(|(_, content_type)| Box::new(content_type.clone()));
                 if (direct.status == StatusCode::CREATED || direct.status.is_redirection())
                     && let Some(location) = redirect::own_location(&stream.request)
                 {

@@ -59,7 +59,7 @@ pub fn build(stream: &mut Stream, reply: LocalReply) -> (ResponseHead, Body) {
         head.headers.remove(header::CONTENT_LENGTH);
         return (head, Body::Empty);
     }
-    match format_type.or(content_type) {
+    match format_type.or(content_type.map(|boxed| *boxed)) {
         Some(content_type) => {
             head.headers.insert(header::CONTENT_TYPE, content_type);
         }

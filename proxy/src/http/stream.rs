@@ -379,11 +379,11 @@ impl Stream {
     }
 
     async fn run_request_filters(&mut self, request: &mut Pump, responder: &mut Responder) -> Result<(), Answer> {
-        let manager = self.connection.manager.clone();
-        if !manager.has_filters() {
+        let filters = self.connection.filters.clone();
+        if filters.is_empty() {
             return Ok(());
         }
-        for filter in manager.filters_for(self) {
+        for filter in filters.create(self) {
             let end = request.is_empty();
             let mut filter = filter;
             let mut action = filter.on_request(self, end);
@@ -517,7 +517,7 @@ impl Stream {
                 self.route.as_ref().and_then(|route| route.cluster(&self.connection.thread.upstreams, &self.request));
             self.info.upstream.cluster = cluster.map(|cluster| cluster.info().observability_name.clone());
         }
-        self.info.set_details(reply.details);
+        self.info.set_details(reply.details.clone());
         let (head, body) = local_reply::build(self, reply);
         self.respond(head, body, request, responder, None).await;
     }
@@ -543,7 +543,7 @@ impl Stream {
                     Action::Reply(reply) if !replaced => {
                         // A reply in place of a response goes through the filters from the start, once.
                         replaced = true;
-                        self.info.set_details(reply.details);
+                        self.info.set_details(reply.details.clone());
                         (head, body) = local_reply::build(self, reply);
                         at = filters.len();
                         break;

@@ -6,7 +6,7 @@ use crate::{
         Thread, codec,
         codec::{Codec, ConnectionEvent, ServerOptions},
         connection::{HttpConnection, Service},
-        connection_manager::{ConnectionManager, Routes},
+        connection_manager::{ActiveFilters, ConnectionManager, Routes},
         h1, h2,
         stats::{ConnectionManagerStats, ListenerHttpStats},
     },
@@ -52,7 +52,7 @@ pub fn compile(any: &Any, compile: &mut CompileContext<'_>, cx: &mut Context) ->
 
 /// One worker's part.
 struct Active {
-    manager: Arc<ConnectionManager>,
+    filters: Rc<ActiveFilters>,
     options: ServerOptions,
     codec: Option<Codec>,
     stats: Arc<ConnectionManagerStats>,
@@ -65,7 +65,7 @@ impl NetworkFilter for Manager {
         let manager = self.0.clone();
         let config = &manager.config;
         let registry = &thread.registry;
-        let prefix = config.stat_prefix.trim_end_matches('.').replace(':', "_");
+        let prefix = manager.stat_name();
         let h2_stats: Arc<_> = registry.attach("http2");
         Rc::new(Active {
             options: ServerOptions { h1: Rc::new(h1_options(&manager)), h2: Rc::new(h2_options(&manager, h2_stats)) },
@@ -77,7 +77,7 @@ impl NetworkFilter for Manager {
             stats: registry.attach(&format!("http.{prefix}")),
             listener_stats: registry.attach(&format!("listener.{}.http.{prefix}", manager.listener_stat_name)),
             codec_stats: registry.attach("http1"),
-            manager,
+            filters: Rc::new(manager.activate_filters(thread)),
         })
     }
 }
@@ -169,7 +169,7 @@ impl Terminal for Active {
             let io = io.metered(counted.clone());
             let connection = HttpConnection::new(
                 thread,
-                self.manager.clone(),
+                self.filters.clone(),
                 info,
                 self.stats.clone(),
                 self.listener_stats.clone(),

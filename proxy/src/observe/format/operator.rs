@@ -499,7 +499,8 @@ impl Kind {
                 })
             }
             Self::ConnectionTerminationDetails => {
-                info.connection_termination_details.or(info.connection.termination_details.get()).map(Cow::from)
+                let of_stream = info.connection_termination_details.map(Cow::from);
+                of_stream.or_else(|| info.connection.termination_details.borrow().clone())
             }
             Self::Flags { long } => {
                 for (i, flag) in info.flags.iter().enumerate() {
