@@ -103,8 +103,6 @@ pub enum Input {
     Subject,
     /// All values, comma-separated.
     RequestHeader(HeaderKey),
-    /// What it was when the configuration was read.
-    Environment(Option<String>),
 }
 
 /// Gives values to inputs.

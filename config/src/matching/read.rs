@@ -9,7 +9,7 @@ use weft_control_api::{
     Any,
     envoy::{
         extensions::matching::{
-            common_inputs::{environment_variable::v3 as environment, network::v3 as network},
+            common_inputs::network::v3 as network,
             input_matchers::{ip::v3 as ip, metadata::v3 as metadata},
         },
         r#type::matcher::v3 as envoy,
@@ -248,10 +248,6 @@ impl<A> Reader<A> {
             "envoy.type.matcher.v3.HttpRequestHeaderMatchInput" if is_http => {
                 let envoy::HttpRequestHeaderMatchInput { header_name } = cx.unpack("", any)?;
                 return HeaderKey::read("header_name", &header_name, cx).map(Input::RequestHeader);
-            }
-            "envoy.extensions.matching.common_inputs.environment_variable.v3.Config" => {
-                let environment::Config { name } = cx.unpack("", any)?;
-                return Some(Input::Environment(std::env::var(name).ok()));
             }
             _ => {}
         }

@@ -194,7 +194,6 @@ impl Inputs for Facts<'_> {
                 [value] => Some(Cow::from(*value)),
                 values => Some(values.join(&b","[..]).into()),
             },
-            Input::Environment(value) => value.as_ref().map(|value| Cow::from(value.as_bytes())),
         }
     }
 
