@@ -16,6 +16,7 @@ mod parameters;
 pub mod secrets;
 mod select;
 pub mod server;
+mod staple;
 pub mod stats;
 mod tickets;
 pub mod verify;

@@ -5,11 +5,12 @@
 
 use super::{
     material::Identity,
+    staple::Action,
     verify::{Refusal, Verified},
 };
 use rustls::SignatureScheme;
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::{Future, poll_fn},
     pin::pin,
     sync::Arc,
@@ -22,11 +23,15 @@ pub struct Found {
     pub refusal: Option<Refusal>,
     /// With which the peer signed.
     pub scheme: Option<SignatureScheme>,
+    /// What became of the staple of it.
+    pub staple: Option<Action>,
     /// What we presented.
     pub presented: Option<Arc<Identity>>,
 }
 
 thread_local! {
+    /// The client whose handshake begins asks for a staple.
+    static ASKS: Cell<bool> = const { Cell::new(false) };
     static FOUND: RefCell<Found> = RefCell::default();
 }
 
@@ -43,6 +48,21 @@ pub fn scheme(scheme: SignatureScheme) {
     FOUND.with_borrow_mut(|found| found.scheme = Some(scheme));
 }
 
+/// The handshake that begins now is with a client that asks for a staple, or not.
+pub fn client_asks_for_staple(asks: bool) {
+    ASKS.set(asks);
+}
+
+/// What was said last of the client whose handshake begins.
+pub fn asks_for_staple() -> bool {
+    ASKS.get()
+}
+
+/// This becomes of the staple.
+pub fn staple(action: Action) {
+    FOUND.with_borrow_mut(|found| found.staple = Some(action));
+}
+
 /// We present this.
 pub fn presented(identity: &Arc<Identity>) {
     FOUND.with_borrow_mut(|found| found.presented = Some(identity.clone()));
@@ -54,10 +74,11 @@ pub async fn around<T>(handshake: impl Future<Output = T>) -> (T, Found) {
     let mut all = Found::default();
     let result = poll_fn(|cx| {
         let result = handshake.as_mut().poll(cx);
-        let Found { verified, refusal, scheme, presented } = FOUND.take();
+        let Found { verified, refusal, scheme, staple, presented } = FOUND.take();
         all.verified = verified.or(all.verified);
         all.refusal = refusal.or(all.refusal.take());
         all.scheme = scheme.or(all.scheme);
+        all.staple = staple.or(all.staple);
         all.presented = presented.or(all.presented.take());
         result
     })

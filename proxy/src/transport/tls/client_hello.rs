@@ -17,13 +17,22 @@ fn fatal(alert: AlertDescription) -> [u8; 7] {
     [21, 3, 1, 0, 2, 2, alert.into()]
 }
 
+/// A hello, and the connection after it.
+pub struct Read {
+    pub accepted: Accepted,
+    /// It asks for an OCSP staple (RFC 6066, 8), which the library does not tell.
+    pub asks_for_staple: bool,
+    pub io: Io,
+}
+
 /// Reads the hello.
 ///
 /// # Errors
 /// What came instead. The client was told where there is something to tell.
-pub async fn read(mut io: Io) -> Result<(Accepted, Io), Failure> {
+pub async fn read(mut io: Io) -> Result<Read, Failure> {
     let mut acceptor = Acceptor::default();
     let mut start = Start::default();
+    let mut whole = Vec::new();
     let mut buffer = [0; 4096];
     loop {
         let read = match io.read(&mut buffer).await {
@@ -31,6 +40,7 @@ pub async fn read(mut io: Io) -> Result<(Accepted, Io), Failure> {
             _ => return Err(Failure::closed()),
         };
         start.take(read);
+        whole.extend_from_slice(read);
         if !start.may_be_hello() {
             let (failure, alert) = Failure::not_hello(start.bytes());
             if let Some(alert) = alert {
@@ -47,7 +57,7 @@ pub async fn read(mut io: Io) -> Result<(Accepted, Io), Failure> {
                 Ok(None) => {}
                 Ok(Some(accepted)) => {
                     io.put_back(Bytes::copy_from_slice(rest));
-                    return Ok((accepted, io));
+                    return Ok(Read { accepted, asks_for_staple: asks_for_staple(&whole), io });
                 }
                 Err((error, mut alert)) => {
                     let is_old = start.is_old_version();
@@ -63,6 +73,35 @@ pub async fn read(mut io: Io) -> Result<(Accepted, Io), Failure> {
             }
         }
     }
+}
+
+/// True if a hello, in records, has the extension `status_request`. The library read it: what is no hello is not here.
+fn asks_for_staple(records: &[u8]) -> bool {
+    let mut message = Vec::with_capacity(records.len());
+    let mut rest = records;
+    while let Some(([_, _, _, high, low], after)) = rest.split_first_chunk::<5>() {
+        let len = usize::from(u16::from_be_bytes([*high, *low])).min(after.len());
+        message.extend_from_slice(after.get(..len).unwrap_or_default());
+        rest = after.get(len..).unwrap_or_default();
+    }
+    has_extension(&message, 5).unwrap_or(false)
+}
+
+/// `None`: the message ends before it should.
+fn has_extension(message: &[u8], wanted: u16) -> Option<bool> {
+    // Header, version and random; session id, suites, compression; all extensions.
+    let rest = message.get(4 + 2 + 32..)?;
+    let rest = rest.get(1 + usize::from(*rest.first()?)..)?;
+    let rest = rest.get(2 + usize::from(u16::from_be_bytes(*rest.first_chunk()?))..)?;
+    let rest = rest.get(1 + usize::from(*rest.first()?)..)?;
+    let mut rest = rest.get(2..)?;
+    while let Some(([a, b, c, d], after)) = rest.split_first_chunk::<4>() {
+        if u16::from_be_bytes([*a, *b]) == wanted {
+            return Some(true);
+        }
+        rest = after.get(usize::from(u16::from_be_bytes([*c, *d]))..)?;
+    }
+    Some(false)
 }
 
 /// Says why, and lets the client read it.

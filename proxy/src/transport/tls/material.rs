@@ -1,5 +1,6 @@
 //! Certificates and keys as they are configured, understood: PEM to what a handshake presents.
 
+use super::staple::Staple;
 use crate::base::Certificate;
 use rustls::{
     crypto::CryptoProvider,
@@ -26,6 +27,11 @@ pub struct Identity {
     pub is_ecdsa: bool,
     /// The common name of its subject: what it is for if it has no DNS names.
     pub common_name: Option<Box<str>>,
+    pub staple: Option<Staple>,
+    /// The certificate demands to be stapled (RFC 7633).
+    pub must_staple: bool,
+    /// The same key without a staple.
+    pub bare_key: Arc<CertifiedKey>,
     /// The file that it is from.
     pub filename: Option<String>,
 }
@@ -51,26 +57,47 @@ impl Identity {
         let parsed = |der: &CertificateDer<'_>| Certificate::parse(der);
         let facts: Result<Vec<_>, _> = chain.iter().map(parsed).collect();
         let mut facts = facts.map_err(|why| cx.problem_at("certificate_chain", why)).ok()?;
-        let (is_ecdsa, common_name) = usable(&chain).map_err(|why| cx.problem_at("certificate_chain", why)).ok()?;
+        let usable = usable(&chain).map_err(|why| cx.problem_at("certificate_chain", why)).ok()?;
         let mut certified = CertifiedKey::from_der(chain, key, provider)
             .map_err(|e| cx.problem_at("private_key", format!("Failed to load private key: {e}")))
             .ok()?;
-        certified.ocsp =
-            config.ocsp_staple.as_ref().map(|staple| staple.data.to_vec()).filter(|staple| !staple.is_empty());
+        let staple = match config.ocsp_staple.as_ref().filter(|staple| !staple.data.is_empty()) {
+            Some(staple) => Some(
+                Staple::parse(&staple.data, &usable.serial).map_err(|why| cx.problem_at("ocsp_staple", why)).ok()?,
+            ),
+            None => None,
+        };
+        if usable.must_staple && staple.is_none() {
+            cx.problem_at("ocsp_staple", "OCSP response is required for must-staple certificate");
+            return None;
+        }
+        let bare_key = Arc::new(certified.clone());
+        certified.ocsp = staple.as_ref().map(|staple| staple.response.clone());
         let certificate = Arc::new(facts.remove(0));
         Some(Arc::new(Self {
             key: Arc::new(certified),
             certificate,
             chain: facts,
-            is_ecdsa,
-            common_name,
+            is_ecdsa: usable.is_ecdsa,
+            common_name: usable.common_name,
+            staple,
+            must_staple: usable.must_staple,
+            bare_key,
             filename: config.certificate_chain.filename.clone(),
         }))
     }
 }
 
+/// What choosing a certificate depends on.
+struct Usable {
+    is_ecdsa: bool,
+    common_name: Option<Box<str>>,
+    serial: Vec<u8>,
+    must_staple: bool,
+}
+
 /// What Envoy takes for a server's or client's own: RSA from 2048 bits, ECDSA on the curves P-256, P-384 and P-521.
-fn usable(chain: &[CertificateDer<'_>]) -> Result<(bool, Option<Box<str>>), String> {
+fn usable(chain: &[CertificateDer<'_>]) -> Result<Usable, String> {
     let leaf = chain.first().ok_or("is empty")?;
     let (_, leaf) = X509Certificate::from_der(leaf).map_err(|e| format!("is no X.509 certificate: {e}"))?;
     let key = leaf.public_key().parsed().map_err(|e| format!("has a public key that cannot be read: {e}"))?;
@@ -82,7 +109,11 @@ fn usable(chain: &[CertificateDer<'_>]) -> Result<(bool, Option<Box<str>>), Stri
         _ => false,
     };
     let name = leaf.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).map(Into::into);
-    Ok((is_ecdsa, name))
+    let must_staple = leaf.extensions().iter().any(|extension| {
+        // A list of extension numbers, of which 5 asks for a staple.
+        extension.oid.to_id_string() == "1.3.6.1.5.5.7.1.24" && extension.value.windows(3).any(|part| part == [2, 1, 5])
+    });
+    Ok(Usable { is_ecdsa, common_name: name, serial: leaf.raw_serial().to_vec(), must_staple })
 }
 
 /// All PEM certificates.

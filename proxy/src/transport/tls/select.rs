@@ -3,7 +3,11 @@
 //! The name decides first: exact, then wildcard. Among certificates of one name, and where no name fits, ECDSA goes to
 //! clients that can verify it.
 
-use super::{capture, material::Identity};
+use super::{
+    capture,
+    material::Identity,
+    staple::{self, Action},
+};
 use foldhash::HashMap;
 use rustls::{
     CipherSuite,
@@ -11,6 +15,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use std::sync::Arc;
+use weft_config::tls::{DownstreamTlsContext, OcspStaplePolicy};
 
 /// A context's certificates by the names that they are for.
 #[derive(Debug)]
@@ -23,12 +28,15 @@ pub struct Selection {
     full_scan: bool,
     /// TLS 1.3 is spoken here.
     has_tls13: bool,
+    policy: OcspStaplePolicy,
 }
 
 impl Selection {
-    pub fn new(identities: Vec<Arc<Identity>>, full_scan: bool, has_tls13: bool) -> Self {
+    pub fn new(identities: Vec<Arc<Identity>>, config: &DownstreamTlsContext, has_tls13: bool) -> Self {
+        let full_scan = config.full_scan_certs_on_sni_mismatch;
+        let policy = config.ocsp_staple_policy;
         let mut this =
-            Self { exact: HashMap::default(), wildcards: HashMap::default(), full_scan, has_tls13, identities };
+            Self { exact: HashMap::default(), wildcards: HashMap::default(), full_scan, has_tls13, policy, identities };
         for (i, identity) in this.identities.iter().enumerate() {
             let names = &identity.certificate.dns_sans;
             // Without a name in its SANs a certificate is for its common name.
@@ -44,14 +52,19 @@ impl Selection {
         this
     }
 
-    /// The certificate for a client.
-    pub fn choose(&self, server_name: Option<&str>, takes_ecdsa: bool) -> Option<&Arc<Identity>> {
+    /// The certificate for a client, among those that `may` be served.
+    fn choose(
+        &self,
+        server_name: Option<&str>,
+        takes_ecdsa: bool,
+        may: impl Fn(&Identity) -> bool,
+    ) -> Option<&Arc<Identity>> {
+        let identity = |i: &usize| self.identities.get(*i).filter(|identity| may(identity));
         let best = |candidates: &[usize]| {
-            let wanted =
-                candidates.iter().find(|i| self.identities.get(**i).is_some_and(|id| id.is_ecdsa == takes_ecdsa));
+            let mut served = candidates.iter().filter_map(identity);
+            let wanted = served.clone().find(|identity| identity.is_ecdsa == takes_ecdsa);
             // ECDSA for a client that cannot verify it helps nobody.
-            let other = candidates.iter().find(|i| takes_ecdsa && self.identities.get(**i).is_some());
-            wanted.or(other).and_then(|i| self.identities.get(*i))
+            wanted.or_else(|| served.next().filter(|_| takes_ecdsa))
         };
         if let Some(name) = server_name.filter(|name| !name.is_empty()) {
             let name = name.to_ascii_lowercase();
@@ -61,11 +74,12 @@ impl Selection {
                 return Some(found);
             }
             if !self.full_scan {
-                return self.identities.first();
+                return identity(&0);
             }
         }
-        let wanted = self.identities.iter().find(|identity| identity.is_ecdsa == takes_ecdsa);
-        wanted.or(self.identities.first())
+        let mut served = self.identities.iter().filter(|identity| may(identity));
+        let wanted = served.clone().find(|identity| identity.is_ecdsa == takes_ecdsa);
+        wanted.or_else(|| served.next())
     }
 
     fn takes_ecdsa(&self, hello: &ClientHello<'_>) -> bool {
@@ -98,9 +112,18 @@ fn is_ecdsa(suite: CipherSuite) -> bool {
 
 impl ResolvesServerCert for Selection {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let chosen = self.choose(hello.server_name(), self.takes_ecdsa(&hello))?;
+        let asks = capture::asks_for_staple();
+        let action =
+            |identity: &Identity| staple::action(asks, identity.staple.as_ref(), identity.must_staple, self.policy);
+        let takes_ecdsa = self.takes_ecdsa(&hello);
+        let Some(chosen) = self.choose(hello.server_name(), takes_ecdsa, |id| action(id) != Action::Fail) else {
+            capture::staple(Action::Fail);
+            return None;
+        };
+        let action = action(chosen);
         capture::presented(chosen);
+        capture::staple(action);
         // A key that the client cannot verify ends in the alert of what they have not in common.
-        Some(chosen.key.clone())
+        Some(if action == Action::Staple { chosen.key.clone() } else { chosen.bare_key.clone() })
     }
 }

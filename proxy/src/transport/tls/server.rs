@@ -29,7 +29,7 @@ use std::sync::Arc;
 use tokio_rustls::{StartHandshake, TlsStream};
 use weft_config::{
     Context,
-    tls::{CertificateValidationContext, DownstreamTlsContext, TicketKeys},
+    tls::{CertificateValidationContext, DownstreamTlsContext, OcspStaplePolicy, TicketKeys},
 };
 
 /// Sessions of TLS 1.2 that are remembered by id.
@@ -106,7 +106,7 @@ impl ServerContext {
         info: &ConnectionInfo,
         stats: &SslStats,
     ) -> Result<(Io, TlsConnection), Failure> {
-        let (accepted, io) = client_hello::read(io).await?;
+        let client_hello::Read { accepted, asks_for_staple, io } = client_hello::read(io).await?;
         let mut start = StartHandshake::from_parts(accepted, io);
         let hello = start.client_hello();
         if self.config.require_sni && hello.server_name().is_none() {
@@ -119,8 +119,12 @@ impl ServerContext {
         if self.config.require_client_certificate && !revision.is_13(&start.client_hello()) {
             start.io = Io::Boxed(Box::new(OldAlert(start.io)));
         }
-        let handshake = async { start.into_stream(config).into_fallible().await };
+        let handshake = async {
+            capture::client_asks_for_staple(asks_for_staple);
+            start.into_stream(config).into_fallible().await
+        };
         let (result, found) = capture::around(handshake).await;
+        stats.stapled(found.staple);
         if let Some(identity) = &found.presented
             && identity.certificate.is_expired()
         {
@@ -154,6 +158,11 @@ impl ServerRevision {
         let parameters = &config.common.parameters;
         let provider = parameters::provider(parameters);
         let Material { identities, verifier } = Material::gather(&config.common, &provider, secrets, cx)?;
+        if config.ocsp_staple_policy == OcspStaplePolicy::MustStaple && identities.iter().any(|id| id.staple.is_none())
+        {
+            cx.problem_at("tls_certificates", "Required OCSP response is missing from TLS context");
+            return None;
+        }
         let algorithms = provider.signature_verification_algorithms;
         let verifier = match verifier {
             None if config.require_client_certificate => {
@@ -175,7 +184,7 @@ impl ServerRevision {
             None => builder.with_no_client_auth(),
         };
         let speaks_13 = parameters.max == weft_config::tls::TlsVersion::V1_3;
-        let selection = Selection::new(identities.clone(), config.full_scan_certs_on_sni_mismatch, speaks_13);
+        let selection = Selection::new(identities.clone(), config, speaks_13);
         let mut tls = builder.with_cert_resolver(Arc::new(selection));
         let lifetime = config.session_timeout.unwrap_or(tickets::DEFAULT_TIMEOUT);
         let shared = match &config.tickets {

@@ -1,6 +1,6 @@
 //! `listener.ADDRESS.ssl.*` and `cluster.NAME.ssl.*`, with Envoy's names, and those of the contexts' secrets.
 
-use super::{failure::Cause, verify::Demand};
+use super::{failure::Cause, staple::Action, verify::Demand};
 use crate::{
     base::TlsConnection,
     observe::stats::{Counter, StatGroup, StatRef},
@@ -134,6 +134,18 @@ impl SslStats {
         if let Some(scheme) = scheme {
             self.sigalgs.inc(SIGALGS, scheme);
         }
+    }
+
+    /// Counts what became of a staple.
+    pub fn stapled(&self, action: Option<Action>) {
+        let what = match action {
+            None | Some(Action::NotAsked) => return,
+            Some(Action::Staple) => &self.counters.ocsp_staple_responses,
+            Some(Action::Omit) => &self.counters.ocsp_staple_omitted,
+            Some(Action::Fail) => &self.counters.ocsp_staple_failed,
+        };
+        self.counters.ocsp_staple_requests.inc();
+        what.inc();
     }
 
     /// Counts a handshake that failed.
