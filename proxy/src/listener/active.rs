@@ -10,12 +10,15 @@ use crate::{
     base::{ConnectionInfo, Drain},
     http::Thread,
     network::ActiveFilters,
-    transport::tls::{ServerContext, SslStats, stats::ServerSocketFactoryStats},
+    transport::tls::{
+        ServerContext, SslStats,
+        stats::{Expirations, ServerSocketFactoryStats},
+    },
 };
 use std::{
     cell::{Cell, OnceCell, RefCell},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::task::JoinHandle;
@@ -30,6 +33,8 @@ pub struct Active {
     filter_stats: RefCell<Rc<FilterStats>>,
     /// From the first chain with TLS on.
     tls_stats: OnceCell<Rc<TlsStats>>,
+    /// The TLS of the chains of now, for stats.
+    tls_contexts: Arc<Mutex<Vec<Arc<ServerContext>>>>,
     drain: Drain,
     accepting: RefCell<Vec<JoinHandle<()>>>,
     stopped: Cell<bool>,
@@ -78,6 +83,7 @@ impl Active {
             filter_stats: RefCell::new(Rc::new(FilterStats::new(&listener.filters, thread))),
             chains: RefCell::default(),
             tls_stats: OnceCell::new(),
+            tls_contexts: Arc::default(),
             listener: RefCell::new(listener.clone()),
             drain: thread.drain.child(),
             accepting: RefCell::default(),
@@ -123,6 +129,8 @@ impl Active {
                 drain: self.drain.child(),
             }));
         }
+        let contexts = chains.iter().filter_map(|chain| chain.tls.as_ref()).map(|tls| tls.context.clone()).collect();
+        *self.tls_contexts.lock().unwrap_or_else(PoisonError::into_inner) = contexts;
         drop(chains);
         before.into_iter().for_each(|old| old.end(drain_time));
     }
@@ -130,6 +138,15 @@ impl Active {
     fn tls_stats(&self, thread: &Rc<Thread>) -> Rc<TlsStats> {
         let prefix = format!("listener.{}", self.listener.borrow().facts.stat_name);
         let attach = || {
+            // What is the same on all workers is shown by one.
+            if thread.index == 0 {
+                let contexts = self.tls_contexts.clone();
+                let read = move || {
+                    let contexts = contexts.lock().unwrap_or_else(PoisonError::into_inner);
+                    contexts.iter().flat_map(|context| context.expirations()).collect()
+                };
+                thread.registry.attach_group(&format!("{prefix}.ssl.certificate"), Arc::new(Expirations::new(read)));
+            }
             Rc::new(TlsStats {
                 ssl: thread.registry.attach(&format!("{prefix}.ssl")),
                 factory: thread.registry.attach(&format!("{prefix}.server_ssl_socket_factory")),

@@ -32,6 +32,16 @@ use rustls::{CommonState, HandshakeKind};
 use std::{rc::Rc, sync::Arc, time::Duration};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+/// Names and ends of validity of what is presented, for [`stats::Expirations`]. What has no name of its own is named as
+/// Envoy does: by the digest of nothing.
+fn expirations(identities: &[Arc<material::Identity>]) -> Vec<(String, i64)> {
+    let named = |name: &str, what: &str| match name {
+        "" => format!("unnamed_{what}_e3b0c442"),
+        name => name.to_owned(),
+    };
+    identities.iter().map(|identity| (named(&identity.name, "cert"), identity.certificate.not_after)).collect()
+}
+
 /// A peer that was refused has so long to read why.
 const LINGER: Duration = Duration::from_secs(1);
 

@@ -13,10 +13,18 @@ use crate::{
     observe::stats::Registry,
     transport::{
         Meter,
-        tls::{ClientOptions, SslStats, stats::ClientSocketFactoryStats},
+        tls::{
+            ClientOptions, SslStats,
+            stats::{ClientSocketFactoryStats, Expirations},
+        },
     },
 };
-use std::{cell::OnceCell, rc::Rc, sync::Arc, sync::atomic::Ordering::Relaxed};
+use std::{
+    cell::OnceCell,
+    rc::Rc,
+    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, Weak},
+};
 use weft_config::{
     http_protocol_options::{self as config, CommonHttpProtocolOptions, UpstreamProtocol},
     route::Priority,
@@ -153,6 +161,15 @@ impl Shared {
     /// Makes the stats of TLS visible, where it is spoken.
     pub fn show_tls_stats(&self) {
         self.tls_stats();
+        let contexts: Vec<_> =
+            self.info.transport_sockets().filter_map(|socket| socket.tls()).map(Arc::downgrade).collect();
+        if !contexts.is_empty() {
+            let read =
+                move || contexts.iter().filter_map(Weak::upgrade).flat_map(|context| context.expirations()).collect();
+            let prefix = format!("{}.ssl.certificate", self.info.stat_prefix);
+            self.context.registry.detach(&prefix);
+            self.context.registry.attach_group(&prefix, Arc::new(Expirations::new(read)));
+        }
     }
 
     /// Takes a connection's place with the breakers. `needed`: without this one nothing would ever be served.

@@ -253,7 +253,7 @@ impl ThreadCluster {
         if forget_stats && self.shared.context.is_control {
             self.shared.context.registry.detach(&self.shared.info.stat_prefix);
             let rules = self.shared.info.match_stats().map(|(name, _)| name);
-            for part in ["http2", "ssl", "client_ssl_socket_factory"].into_iter().chain(rules) {
+            for part in ["http2", "ssl", "ssl.certificate", "client_ssl_socket_factory"].into_iter().chain(rules) {
                 self.shared.context.registry.detach(&format!("{}.{part}", self.shared.info.stat_prefix));
             }
         }

@@ -1,7 +1,7 @@
 //! TLS towards hosts: a cluster's context, and the handshake on a connection that was made.
 
 use super::{
-    capture, facts,
+    capture, expirations, facts,
     failure::Failure,
     key_log::KeyLogFile,
     linger,
@@ -92,6 +92,11 @@ impl ClientContext {
         self.revision.load_full()
     }
 
+    /// When what it is made of now is no longer valid, by name.
+    pub fn expirations(&self) -> Vec<(String, i64)> {
+        self.revision().map(|revision| expirations(revision.identity.as_slice())).unwrap_or_default()
+    }
+
     /// Does the handshake on a connection to a host of the name `hostname`.
     ///
     /// # Errors
@@ -166,7 +171,7 @@ impl ClientRevision {
     fn compile(config: &UpstreamTlsContext, secrets: &dyn Secrets, cx: &mut Context) -> Option<Self> {
         let parameters = &config.common.parameters;
         let provider = parameters::provider(parameters);
-        let Material { identities, verifier } = Material::gather(&config.common, &provider, secrets, cx)?;
+        let Material { identities, verifier } = Material::gather(&config.common, secrets, cx)?;
         let identity = identities.into_iter().next();
         let algorithms = provider.signature_verification_algorithms;
         let build = |for_server_name: bool, cx: &mut Context| {

@@ -3,23 +3,26 @@
 use super::staple::Staple;
 use crate::base::Certificate;
 use rustls::{
-    crypto::CryptoProvider,
+    crypto::aws_lc_rs::sign::any_supported_type,
     pki_types::{
         CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer,
         pem::{self, PemObject},
     },
-    sign::CertifiedKey,
+    sign::{CertifiedKey, SigningKey},
 };
-use std::sync::Arc;
+use std::{os::unix::fs::PermissionsExt as _, sync::Arc};
 use weft_config::{Context, tls::TlsCertificate};
 use x509_parser::{
     prelude::{FromDer, X509Certificate},
     public_key::PublicKey,
 };
+use zeroize::Zeroize as _;
 
 /// A certificate with its key, ready to be presented.
 #[derive(Debug)]
 pub struct Identity {
+    /// Of the secret that it is from; empty for one that stands in its context.
+    pub name: Box<str>,
     pub key: Arc<CertifiedKey>,
     pub certificate: Arc<Certificate>,
     /// The rest of the chain, as facts for `/certs`.
@@ -38,7 +41,7 @@ pub struct Identity {
 
 impl Identity {
     /// Understands a certificate and its key; `None` if a problem was reported.
-    pub fn compile(config: &TlsCertificate, provider: &CryptoProvider, cx: &mut Context) -> Option<Arc<Self>> {
+    pub fn compile(config: &TlsCertificate, name: &str, cx: &mut Context) -> Option<Arc<Self>> {
         let chain = match certificates(&config.certificate_chain.data) {
             Ok(chain) if !chain.is_empty() => chain,
             Ok(_) => {
@@ -51,16 +54,25 @@ impl Identity {
             }
         };
         let password = config.password.as_ref().map(|password| &password.data[..]);
-        let key = private_key(&config.private_key.data, password)
-            .map_err(|why| cx.problem_at("private_key", format!("Failed to load private key: {why}")))
-            .ok()?;
+        let key = match signing_key(&config.private_key.data, password) {
+            Ok(key) => key,
+            Err(why) => {
+                cx.problem_at("private_key", format!("Failed to load private key: {why}"));
+                return None;
+            }
+        };
+        if let Some(file) = &config.private_key.filename {
+            warn_if_others_can_read(file);
+        }
         let parsed = |der: &CertificateDer<'_>| Certificate::parse(der);
         let facts: Result<Vec<_>, _> = chain.iter().map(parsed).collect();
         let mut facts = facts.map_err(|why| cx.problem_at("certificate_chain", why)).ok()?;
         let usable = usable(&chain).map_err(|why| cx.problem_at("certificate_chain", why)).ok()?;
-        let mut certified = CertifiedKey::from_der(chain, key, provider)
-            .map_err(|e| cx.problem_at("private_key", format!("Failed to load private key: {e}")))
-            .ok()?;
+        let mut certified = CertifiedKey::new(chain, key);
+        if let Err(e) = certified.keys_match() {
+            cx.problem_at("private_key", format!("Failed to load private key: the certificate is of another: {e}"));
+            return None;
+        }
         let staple = match config.ocsp_staple.as_ref().filter(|staple| !staple.data.is_empty()) {
             Some(staple) => Some(
                 Staple::parse(&staple.data, &usable.serial).map_err(|why| cx.problem_at("ocsp_staple", why)).ok()?,
@@ -75,6 +87,7 @@ impl Identity {
         certified.ocsp = staple.as_ref().map(|staple| staple.response.clone());
         let certificate = Arc::new(facts.remove(0));
         Some(Arc::new(Self {
+            name: name.into(),
             key: Arc::new(certified),
             certificate,
             chain: facts,
@@ -129,6 +142,22 @@ fn broken(e: pem::Error) -> String {
         pem::Error::NoItemsFound => "found no PEM of that kind".to_owned(),
         other => format!("found broken PEM: {other}"),
     }
+}
+
+/// Says that a key is not as secret as it should be.
+fn warn_if_others_can_read(file: &str) {
+    let mode = std::fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode() & 0o777);
+    if mode & 0o077 != 0 {
+        tracing::warn!(target: "config", "private key {file} has mode {mode:o}: others than its owner have access to it");
+    }
+}
+
+/// The key that PEM holds, ready to sign; what it was read from is wiped.
+fn signing_key(data: &[u8], password: Option<&[u8]>) -> Result<Arc<dyn SigningKey>, String> {
+    let mut key = private_key(data, password)?;
+    let ready = any_supported_type(&key).map_err(|e| e.to_string());
+    key.zeroize();
+    ready
 }
 
 /// The first PEM private key: PKCS#8, with a password if it has one, PKCS#1 or SEC 1.

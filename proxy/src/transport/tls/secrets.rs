@@ -1,7 +1,6 @@
 //! How contexts get their secrets, and what they make of them.
 
 use super::{material::Identity, verify::Verifier};
-use rustls::crypto::CryptoProvider;
 use std::sync::Arc;
 use weft_config::{
     Context,
@@ -42,21 +41,17 @@ pub(super) struct Material {
 
 impl Material {
     /// Gathers a context's material. `None`: a secret is missing, or a problem was reported.
-    pub fn gather(
-        config: &CommonTlsContext,
-        provider: &CryptoProvider,
-        secrets: &dyn Secrets,
-        cx: &mut Context,
-    ) -> Option<Self> {
+    pub fn gather(config: &CommonTlsContext, secrets: &dyn Secrets, cx: &mut Context) -> Option<Self> {
         // Each is read even where another is missing, so that all problems show.
         let identities: Vec<Option<Arc<Identity>>> = (config.certificates.iter().enumerate())
             .map(|(i, source)| match source {
                 CertificateSource::Here(certificate) => {
-                    cx.element("tls_certificates", i, |cx| Identity::compile(certificate, provider, cx))
+                    cx.element("tls_certificates", i, |cx| Identity::compile(certificate, "", cx))
                 }
                 CertificateSource::Sds(secret) => match secrets.get(secret)? {
-                    SecretValue::TlsCertificate(certificate) => cx
-                        .field(&format!("secret {:?}", secret.name), |cx| Identity::compile(certificate, provider, cx)),
+                    SecretValue::TlsCertificate(certificate) => cx.field(&format!("secret {:?}", secret.name), |cx| {
+                        Identity::compile(certificate, &secret.name, cx)
+                    }),
                     _ => wrong_kind(secret, "a certificate", cx),
                 },
             })

@@ -1,7 +1,7 @@
 //! TLS towards clients: a filter chain's context, and the handshake on an accepted connection.
 
 use super::{
-    capture, client_hello, facts,
+    capture, client_hello, expirations, facts,
     failure::Failure,
     key_log::KeyLogFile,
     linger,
@@ -95,6 +95,11 @@ impl ServerContext {
         self.revision.load_full()
     }
 
+    /// When what it is made of now is no longer valid, by name.
+    pub fn expirations(&self) -> Vec<(String, i64)> {
+        self.revision().map(|revision| expirations(&revision.identities)).unwrap_or_default()
+    }
+
     /// Does the handshake on an accepted connection.
     ///
     /// # Errors
@@ -157,7 +162,7 @@ impl ServerRevision {
     fn compile(config: &DownstreamTlsContext, secrets: &dyn Secrets, cx: &mut Context) -> Option<Self> {
         let parameters = &config.common.parameters;
         let provider = parameters::provider(parameters);
-        let Material { identities, verifier } = Material::gather(&config.common, &provider, secrets, cx)?;
+        let Material { identities, verifier } = Material::gather(&config.common, secrets, cx)?;
         if config.ocsp_staple_policy == OcspStaplePolicy::MustStaple && identities.iter().any(|id| id.staple.is_none())
         {
             cx.problem_at("tls_certificates", "Required OCSP response is missing from TLS context");

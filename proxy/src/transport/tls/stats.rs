@@ -3,9 +3,10 @@
 use super::{failure::Cause, staple::Action, verify::Demand};
 use crate::{
     base::TlsConnection,
-    observe::stats::{Counter, StatGroup, StatRef},
+    observe::stats::{Counter, Gauge, StatGroup, StatRef},
     stats,
 };
+use std::collections::BTreeMap;
 
 stats! {
     /// What is there from the start.
@@ -68,6 +69,27 @@ const SIGALGS: [&str; 10] = [
     "rsa_pkcs1_sha384",
     "rsa_pkcs1_sha512",
 ];
+
+/// `ssl.certificate.NAME.expiration_unix_time_seconds` of what a scope's contexts present and trust, read when it is asked for.
+pub struct Expirations(Box<dyn Fn() -> Vec<(String, i64)> + Send + Sync>);
+
+impl Expirations {
+    /// `read` gives names and ends of validity; of one name the last counts.
+    pub fn new(read: impl Fn() -> Vec<(String, i64)> + Send + Sync + 'static) -> Self {
+        Self(Box::new(read))
+    }
+}
+
+impl StatGroup for Expirations {
+    fn visit(&self, visit: &mut dyn FnMut(&str, StatRef<'_>)) {
+        let ends: BTreeMap<String, i64> = (self.0)().into_iter().collect();
+        for (name, end) in ends {
+            let gauge = Gauge::default();
+            gauge.set(u64::try_from(end).unwrap_or_default());
+            visit(&format!("{name}.expiration_unix_time_seconds"), StatRef::Gauge(&gauge));
+        }
+    }
+}
 
 /// One thread's part of a scope's TLS stats.
 #[derive(Debug, Default)]
