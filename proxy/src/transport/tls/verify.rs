@@ -5,10 +5,12 @@
 //!
 //! Invariant: it fails closed; an error says which of Envoy's stats counts it.
 
+mod bundle;
 mod constraints;
 mod crl;
 mod der;
 mod fault;
+mod key_usage;
 mod parsed;
 mod path;
 mod san;
@@ -28,7 +30,9 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashSet, fmt, sync::Arc};
+pub use trust::Authority;
+use trust::Domains;
 use weft_config::{
     Context,
     tls::{CertificateValidationContext, SanMatcher, SanType},
@@ -92,6 +96,7 @@ pub struct Verifier {
     /// A matcher speaks of SPIFFE IDs: what it lets through must be an SVID.
     wants_svids: bool,
     hints: Vec<DistinguishedName>,
+    authorities: Vec<Authority>,
     algorithms: Algorithms,
 }
 
@@ -105,38 +110,38 @@ enum Trust {
         crls: Option<Crls>,
     },
     /// By trust domain.
-    Domains(HashMap<String, Anchors>),
+    Domains(Domains),
 }
 
 impl Verifier {
     /// Compiles a context; `None` if a problem was reported.
     pub fn compile(config: &CertificateValidationContext, cx: &mut Context) -> Option<Self> {
-        let mut hints = Vec::new();
+        let (mut hints, mut authorities) = (Vec::new(), Vec::new());
         let trust = match (&config.spiffe, &config.trusted_ca) {
-            (Some(spiffe), _) => Trust::Domains(trust::domains(spiffe, cx)?),
+            (Some(spiffe), _) => {
+                let (domains, found) = trust::domains(spiffe, cx)?;
+                authorities = found;
+                Trust::Domains(domains)
+            }
             (None, Some(source)) => {
-                let certificates = cx.field("trusted_ca", |cx| trust::certificates(source, cx))?;
-                let mut anchors = Anchors::default();
-                for certificate in certificates {
-                    if !anchors.has_subject(&certificate.subject) {
-                        hints.push(DistinguishedName::from(certificate.subject.to_vec()));
-                    }
-                    anchors.add(certificate);
-                }
+                let certificates = cx.field("trusted_ca", |cx| trust::certificates(source, cx));
                 let crls = match &config.crl {
                     Some(source) => Some(trust::crls(source, config.only_verify_leaf_cert_crl, cx)?),
                     None => None,
                 };
-                Trust::Anchors { anchors, crls }
+                let certificates = certificates?;
+                authorities = Authority::all(&certificates, None, source.filename.as_deref());
+                let mut seen = HashSet::new();
+                let subjects = certificates.iter().map(|certificate| &certificate.subject);
+                let subjects = subjects.filter(|subject| !config.suppress_client_ca_list && seen.insert(*subject));
+                hints = subjects.map(|subject| DistinguishedName::from(subject.to_vec())).collect();
+                Trust::Anchors { anchors: Anchors::new(certificates), crls }
             }
             (None, None) => Trust::Nothing,
         };
-        if config.suppress_client_ca_list {
-            hints.clear();
-        }
         let wants_svids = config.sans.iter().any(speaks_of_spiffe);
         let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
-        Some(Self { config: config.clone(), trust, wants_svids, hints, algorithms })
+        Some(Self { config: config.clone(), trust, wants_svids, hints, authorities, algorithms })
     }
 
     /// Verifies a chain at `now`. `name` is one that the certificate must be for besides all else
@@ -145,6 +150,21 @@ impl Verifier {
     /// # Errors
     /// Why it is refused.
     pub fn verify(
+        &self,
+        peer: Peer,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: Option<&str>,
+        now: UnixTime,
+    ) -> Result<Verified, Refusal> {
+        if self.demands_certificate() {
+            key_usage::check(leaf)?;
+        }
+        self.verify_but_key_usage(peer, leaf, intermediates, name, now)
+    }
+
+    /// The same, where the key usage is looked at elsewhere: a certificate that may not sign is let through.
+    fn verify_but_key_usage(
         &self,
         peer: Peer,
         leaf: &CertificateDer<'_>,
@@ -172,6 +192,9 @@ impl Verifier {
             return Ok(verified);
         }
         let leaf = Parsed::parse(leaf).map_err(|why| Refusal::malformed(0, why))?;
+        if !leaf.may_be_used_to(parsed::DIGITAL_SIGNATURE) {
+            return Ok(verified);
+        }
         if leaf.key.rsa_bits.is_some_and(|bits| bits < path::MIN_RSA_BITS) {
             return Err(FaultKind::WeakKey.at(0).into());
         }
@@ -193,7 +216,7 @@ impl Verifier {
                 now: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
                 peer,
                 allow_expired: self.config.allow_expired_certificate,
-                max_depth: self.config.max_verify_depth.map_or(MAX_DEPTH, |depth| depth as usize),
+                max_depth: self.config.max_verify_depth.map_or(MAX_DEPTH, |depth| depth.max(1) as usize),
                 purpose_of_cas: self.config.spiffe.is_none(),
             };
             let path = path::verify(&leaf, &presented, &demands, &mut Budget::new(self.algorithms))?;
@@ -204,7 +227,7 @@ impl Verifier {
         }
         if let Some(name) = name {
             if !san::is_for(name, &leaf) {
-                return Err(Refusal::new(Demand::San, "verify SAN list".to_owned()));
+                return Err(Refusal::new(Demand::San, unmatched("verify SAN list", &leaf)));
             }
             verified = Verified::Trusted;
         }
@@ -216,7 +239,7 @@ impl Verifier {
                 pins.iter().any(|pin| pin == digest.as_ref())
             };
             if !is_pinned(pins.0, &leaf.der) && !is_pinned(pins.1, &leaf.key.der) {
-                return Err(Refusal::new(Demand::Pin, "certificate hash and SPKI".to_owned()));
+                return Err(Refusal::new(Demand::Pin, "cert hash and spki".to_owned()));
             }
             verified = Verified::Trusted;
         }
@@ -229,7 +252,7 @@ impl Verifier {
         let counts = |matcher: &&SanMatcher| self.config.spiffe.is_none() || matcher.kind == SanType::Uri;
         let mut matchers = self.config.sans.iter().filter(counts).peekable();
         if matchers.peek().is_some() && !matchers.any(|matcher| san::matches(matcher, leaf)) {
-            return Err(Refusal::new(Demand::San, "SAN matcher".to_owned()));
+            return Err(Refusal::new(Demand::San, unmatched("SAN matcher", leaf)));
         }
         if self.config.spiffe.is_none() && self.wants_svid_of(leaf) {
             let svid = |why| Refusal::new(Demand::San, format!("SPIFFE: {why}"));
@@ -252,6 +275,20 @@ impl Verifier {
         &self.hints
     }
 
+    /// All that is trusted, in the order that it is configured in.
+    pub fn authorities(&self) -> &[Authority] {
+        &self.authorities
+    }
+
+    /// The trust domains that the SPIFFE validator knows, those without an authority too.
+    pub fn trust_domains(&self) -> impl Iterator<Item = &str> {
+        let domains = match &self.trust {
+            Trust::Domains(domains) => Some(domains),
+            Trust::Nothing | Trust::Anchors { .. } => None,
+        };
+        domains.into_iter().flat_map(|domains| domains.keys().map(String::as_str))
+    }
+
     /// True if the context demands anything that needs a certificate.
     pub fn demands_certificate(&self) -> bool {
         let config = &self.config;
@@ -260,6 +297,14 @@ impl Verifier {
             || !config.certificate_pins.is_empty()
             || !config.spki_pins.is_empty()
     }
+}
+
+/// No name is one that was asked for by `what`.
+fn unmatched(what: &str, leaf: &Parsed) -> String {
+    // Of a peer's choosing: it must not grow without bounds.
+    const MOST: usize = 20;
+    let names: Vec<_> = leaf.names.iter().take(MOST).map(Name::to_string).collect();
+    format!("{what}, certificate SANs are [{}]", names.join(", "))
 }
 
 /// True for a matcher of URIs whose pattern has the scheme of SPIFFE IDs in it.
@@ -340,7 +385,7 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verdict = self.verifier.verify(Peer::Client, end_entity, intermediates, None, now);
+        let verdict = self.verifier.verify_but_key_usage(Peer::Client, end_entity, intermediates, None, now);
         capture::verdict(&verdict);
         verdict?;
         Ok(ClientCertVerified::assertion())
@@ -352,6 +397,7 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        key_usage::check_in_tls12(cert)?;
         capture::scheme(dss.scheme);
         rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
@@ -362,6 +408,7 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        key_usage::check_in_tls13(cert)?;
         capture::scheme(dss.scheme);
         rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
@@ -393,7 +440,7 @@ impl ServerCertVerifier for ServerVerifier {
         if let Some(verifier) = &self.verifier {
             let name = server_name.to_str();
             let name = self.for_server_name.then_some(&*name);
-            let verdict = verifier.verify(Peer::Server, end_entity, intermediates, name, now);
+            let verdict = verifier.verify_but_key_usage(Peer::Server, end_entity, intermediates, name, now);
             capture::verdict(&verdict);
             verdict?;
         }
@@ -406,6 +453,7 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        key_usage::check_in_tls12(cert)?;
         capture::scheme(dss.scheme);
         rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
@@ -416,6 +464,7 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        key_usage::check_in_tls13(cert)?;
         capture::scheme(dss.scheme);
         rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
@@ -424,3 +473,6 @@ impl ServerCertVerifier for ServerVerifier {
         self.algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;

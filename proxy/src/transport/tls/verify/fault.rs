@@ -111,8 +111,12 @@ impl FaultKind {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of_crl = match self.kind.is_of_crl() {
+            true => "certificate revocation check against provided CRLs failed: ",
+            false => "",
+        };
         let words = self.kind.words();
-        write!(f, "X509_verify_cert: certificate verification error at depth {}: {words}", self.depth)
+        write!(f, "X509_verify_cert: certificate verification error at depth {}: {of_crl}{words}", self.depth)
     }
 }
 

@@ -6,7 +6,7 @@
 //! Invariant: what stands here was well-formed; a certificate with a malformed part that matters is refused when it is read.
 
 use super::{constraints::Constraints, der};
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 use x509_parser::{
     extensions::{GeneralName, ParsedExtension},
     prelude::{FromDer, X509Certificate, X509Version},
@@ -191,9 +191,9 @@ impl Parsed {
         self.subject == self.issuer
     }
 
-    /// True if it seems to be signed with its own key.
+    /// True if it seems to be signed with its own key, which may sign certificates.
     pub fn is_self_signed(&self) -> bool {
-        self.is_self_issued() && self.may_be_issued_by(self)
+        self.is_self_issued() && self.may_be_issued_by(self) && self.may_be_used_to(KEY_CERT_SIGN)
     }
 
     /// True if names and key ids say that `issuer` issued it.
@@ -251,6 +251,16 @@ impl<'a> Raw<'a> {
         let (key, _) = der::bits(rest)?;
         // Both places must name one algorithm (RFC 5280, 4.1.1.2).
         (algorithm == &*signed.algorithm).then_some(Self { signed, issuer, subject, key_info, key_algorithm, key })
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dns(text) | Self::Uri(text) | Self::Email(text) => f.write_str(text),
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Other(..) | Self::Directory(_) | Self::Unknown | Self::BadUri => Ok(()),
+        }
     }
 }
 

@@ -30,12 +30,13 @@ pub struct Anchors {
 }
 
 impl Anchors {
-    /// True if there is one with this subject.
-    pub fn has_subject(&self, subject: &[u8]) -> bool {
-        self.by_subject.contains_key(subject)
+    pub fn new(certificates: impl IntoIterator<Item = Arc<Parsed>>) -> Self {
+        let mut anchors = Self::default();
+        certificates.into_iter().for_each(|certificate| anchors.add(certificate));
+        anchors
     }
 
-    pub fn add(&mut self, certificate: Arc<Parsed>) {
+    fn add(&mut self, certificate: Arc<Parsed>) {
         let same = self.by_subject.entry(certificate.subject.clone()).or_default();
         if same.iter().all(|known| known.der != certificate.der) {
             same.push(certificate);
