@@ -140,7 +140,7 @@ impl Verifier {
             (None, None) => Trust::Nothing,
         };
         let wants_svids = config.sans.iter().any(speaks_of_spiffe);
-        let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
+        let algorithms = webpki::ALL_VERIFICATION_ALGS;
         Some(Self { config: config.clone(), trust, wants_svids, hints, authorities, algorithms })
     }
 
