@@ -4,6 +4,7 @@
 //! by the proxy's transport, which alone knows TLS.
 
 mod common;
+pub mod received;
 mod secret;
 mod validation;
 

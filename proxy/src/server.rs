@@ -10,6 +10,7 @@ pub mod logging;
 pub mod quickstart;
 pub mod resident;
 pub mod runtime;
+pub mod secret_files;
 pub mod view;
 pub mod worker;
 pub mod xds;

@@ -1,5 +1,6 @@
 //! From accepted resources to one immutable [`Snapshot`]: what all workers see of the configuration at one moment.
 
+pub mod secrets;
 mod store;
 
 pub use store::{Entry, Origin, Store};

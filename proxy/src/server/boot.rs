@@ -173,6 +173,9 @@ pub fn load_static(store: &mut Store, boot: &Boot, bind: bool) -> Result<(), Vec
         };
         problems.extend(result.err().unwrap_or_default().into_iter().map(below));
     };
+    for (i, secret) in resources.secrets.iter().enumerate() {
+        take("secrets", i, store.set_static_secret(&secret.bytes));
+    }
     for (i, cluster) in resources.clusters.iter().enumerate() {
         let result = store.set_cluster(&cluster.bytes, Origin::Static);
         if result.is_err() {

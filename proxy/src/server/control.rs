@@ -6,6 +6,7 @@ use super::{
     discovery::Discoveries,
     file_watch, resident,
     runtime::Runtime,
+    secret_files::SecretFiles,
     worker::{Message, Worker, WorkerOptions},
     xds::Xds,
 };
@@ -19,12 +20,14 @@ use crate::{
         stats_text::Bounds,
         tags::TagExtractors,
     },
-    snapshot::Store,
+    snapshot::{Store, secrets::Updated},
+    transport::tls::stats::{ClientSocketFactoryStats, ServerSocketFactoryStats},
     upstream::Upstreams,
 };
 use http::HeaderValue;
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     io,
     rc::Rc,
     sync::Arc,
@@ -57,11 +60,20 @@ pub struct Control {
     pub upstreams: Rc<Upstreams>,
     pub discoveries: Discoveries,
     pub xds: Xds,
+    pub secret_files: SecretFiles,
+    /// Where contexts that secrets changed are counted.
+    context_stats: RefCell<BTreeMap<Updated, Counted>>,
     pub quit: Notify,
     /// Something asks for a new snapshot.
     pub republish: Notify,
     /// A graceful drain is under way; after the drain time the listeners stop (true: inbound ones only).
     pub stop_later: Cell<Option<bool>>,
+}
+
+/// Where a context is counted.
+enum Counted {
+    Server(Arc<ServerSocketFactoryStats>),
+    Client(Arc<ClientSocketFactoryStats>),
 }
 
 /// What the control thread alone counts.
@@ -114,6 +126,8 @@ impl Control {
             upstreams: Upstreams::new(registry.clone(), true),
             discoveries: Discoveries::default(),
             xds: Xds::default(),
+            secret_files: SecretFiles::default(),
+            context_stats: RefCell::default(),
             options,
             boot,
             registry,
@@ -153,6 +167,7 @@ impl Control {
     async fn initialize(self: &Rc<Self>) -> io::Result<()> {
         let dynamic = self.boot.bootstrap.dynamic_resources.clone();
         self.watch_runtime();
+        tokio::task::spawn_local(SecretFiles::run(self.clone()));
         self.settle();
         self.until(|| self.runtime.borrow().is_settled()).await;
         if let Some(cds) = &dynamic.cds {
@@ -231,6 +246,25 @@ impl Control {
                 listeners.listener_removed.add(removed);
             }
             _ => {}
+        }
+    }
+
+    /// Counts the contexts that secrets changed.
+    fn count_contexts(&self) {
+        let mut stats = self.context_stats.borrow_mut();
+        for updated in std::mem::take(&mut self.store.borrow_mut().updated_contexts) {
+            let attach = || match &updated {
+                Updated::Server(prefix) => {
+                    Counted::Server(self.registry.attach(&format!("{prefix}.server_ssl_socket_factory")))
+                }
+                Updated::Client(prefix) => {
+                    Counted::Client(self.registry.attach(&format!("{prefix}.client_ssl_socket_factory")))
+                }
+            };
+            match stats.entry(updated.clone()).or_insert_with(attach) {
+                Counted::Server(stats) => stats.ssl_context_update_by_sds.inc(),
+                Counted::Client(stats) => stats.ssl_context_update_by_sds.inc(),
+            }
         }
     }
 
@@ -313,6 +347,8 @@ impl Control {
         self.upstreams.apply(&snapshot.clusters);
         self.discoveries.follow(self);
         self.xds.follow(self);
+        self.secret_files.follow(self);
+        self.count_contexts();
         let stats = &self.stats;
         stats.listeners.total_listeners_active.set(snapshot.listeners.len() as u64);
         let store = self.store.borrow();

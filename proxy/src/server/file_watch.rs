@@ -1,6 +1,9 @@
 //! Tells the control thread that something changed in a directory: files renamed into place, symlinks swapped.
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher,
+    event::{ModifyKind, RenameMode},
+};
 use std::{path::Path, rc::Rc};
 use tokio::{
     sync::{Notify, mpsc::unbounded_channel},
@@ -21,9 +24,21 @@ impl Drop for Watch {
 
 /// Watches a directory; `None` (with a line in the log) if that cannot be done.
 pub fn watch(directory: &Path, changed: Rc<Notify>) -> Option<Watch> {
+    start(directory, changed, |kind| !kind.is_access())
+}
+
+/// The same, for what is moved into the directory alone: files that are being written are nobody's business.
+pub fn watch_moves(directory: &Path, changed: Rc<Notify>) -> Option<Watch> {
+    let is_move = |kind: EventKind| {
+        matches!(kind, EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both | RenameMode::Any)))
+    };
+    start(directory, changed, is_move)
+}
+
+fn start(directory: &Path, changed: Rc<Notify>, is_meant: fn(EventKind) -> bool) -> Option<Watch> {
     let (sender, mut receiver) = unbounded_channel();
     let tell = move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| !event.kind.is_access()) {
+        if event.is_ok_and(|event| is_meant(event.kind)) {
             let _ = sender.send(());
         }
     };

@@ -11,14 +11,17 @@ use crate::{
         memory::Memory,
         stats::{Registry, StatRef},
     },
-    snapshot::{Entry, Origin},
+    snapshot::{Entry, Origin, Store},
     upstream::Cluster,
 };
 use std::{collections::BTreeMap, sync::Arc};
 use weft_config::bootstrap::Node;
 use weft_control_api::{
     Any, Message as _, Name, ResourceType,
-    envoy::config::{cluster::v3 as cluster, core::v3 as core, listener::v3 as listener, route::v3 as route},
+    envoy::{
+        config::{cluster::v3 as cluster, core::v3 as core, listener::v3 as listener, route::v3 as route},
+        extensions::transport_sockets::tls::v3 as tls,
+    },
 };
 
 /// The admin API holds the server by this: its own reference keeps it alive.
@@ -158,7 +161,7 @@ impl ServerView for Control {
             listeners_version: store.version(ResourceType::Listener).to_owned(),
             static_listeners,
             routes: Some(routes),
-            secrets: VersionedResources { fixed: self.static_secrets(), ..VersionedResources::default() },
+            secrets: self.secrets(&store),
             ..ConfigDump::default()
         }
     }
@@ -233,14 +236,34 @@ impl Control {
         proto.encode_to_vec()
     }
 
-    fn static_secrets(&self) -> Vec<Resource> {
-        let secrets = self.boot.bootstrap.static_resources.secrets.iter();
-        let resource = |secret: &weft_config::bootstrap::Resource| Resource {
+    /// Static secrets, those that came, and those that are waited for.
+    fn secrets(&self, store: &Store) -> VersionedResources {
+        let fixed = self.boot.bootstrap.static_resources.secrets.iter().map(|secret| Resource {
             name: secret.name.clone(),
             config: Any { type_url: secret.type_url.clone(), value: secret.bytes.clone() },
             last_updated: self.start_time,
-        };
-        secrets.map(resource).collect()
+        });
+        let mut secrets = VersionedResources { fixed: fixed.collect(), ..VersionedResources::default() };
+        for seat in store.secrets.streamed() {
+            let name = &seat.reference.name;
+            let error = seat.failure.as_ref().map(|failure| UpdateFailure {
+                failed_configuration: Some(Any { type_url: tls::Secret::type_url(), value: failure.bytes.clone() }),
+                last_update_attempt: failure.at,
+                details: failure.details.clone(),
+                version_info: failure.version.clone(),
+            });
+            let (place, version_info, value) = match seat.is_there() {
+                true => (&mut secrets.active, seat.version.clone(), seat.shown.clone()),
+                false => {
+                    let nothing = tls::Secret { name: name.clone(), r#type: None };
+                    (&mut secrets.warming, "uninitialized".to_owned(), nothing.encode_to_vec())
+                }
+            };
+            let config = Any { type_url: tls::Secret::type_url(), value };
+            let resource = Resource { name: name.clone(), config, last_updated: seat.updated };
+            place.push(DynamicResource { version_info, resource: Some(resource), error });
+        }
+        secrets
     }
 }
 

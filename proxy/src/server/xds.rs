@@ -9,21 +9,22 @@ mod stream;
 
 use super::control::Control;
 use crate::{
-    observe::stats::{ControlPlaneStats, SubscriptionStats},
+    observe::stats::{ControlPlaneStats, SecretStats, SubscriptionStats},
     snapshot::Store,
 };
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinHandle};
 use weft_config::{
     Problem,
     cluster::Discovery,
     config_source::{ApiConfigSource, ConfigSource, Specifier},
+    tls::SecretRef,
 };
 use weft_control_api::{
     Protocol, ResourceType,
@@ -41,21 +42,44 @@ enum Key {
     File(ResourceType, String),
 }
 
+impl Key {
+    /// The key of a source. Each secret has a source of its own, but for the aggregated stream: node agents answer streams
+    /// that ask for one.
+    fn new(kind: ResourceType, name: &str, config: &ConfigSource) -> Self {
+        let own = |shared: String| match kind {
+            ResourceType::Secret => format!("{name} {config:?}"),
+            _ => shared,
+        };
+        match &config.specifier {
+            Specifier::Api(api) if !api.aggregated => Self::Stream(kind, own(format!("{api:?}"))),
+            Specifier::Ads | Specifier::SelfSource | Specifier::Api(_) => Self::Ads,
+            Specifier::Rest(rest) => Self::Rest(kind, own(format!("{rest:?}"))),
+            Specifier::Path(path) => Self::File(kind, own(path.path.clone())),
+        }
+    }
+}
+
+/// What is subscribed to: kind, name and, for secrets, which are told apart by it, the source.
+type Subscription = (ResourceType, String, Option<Key>);
+
 struct Source {
     key: Key,
     engine: RefCell<Engine>,
     /// Something was subscribed to.
     changed: Notify,
     control_plane: Option<Arc<ControlPlaneStats>>,
+    task: Cell<Option<JoinHandle<()>>>,
 }
 
 /// All sources and what is subscribed to at them.
 #[derive(Default)]
 pub struct Xds {
     sources: RefCell<BTreeMap<Key, Rc<Source>>>,
-    /// By kind and name, the source.
-    subscribed: RefCell<BTreeMap<(ResourceType, String), Key>>,
+    /// With the source.
+    subscribed: RefCell<BTreeMap<Subscription, Key>>,
     subscription_stats: RefCell<BTreeMap<String, Arc<SubscriptionStats>>>,
+    /// By the name of the secret.
+    secret_stats: RefCell<BTreeMap<String, Arc<SecretStats>>>,
     /// Wildcards that got a first answer, or waited long enough.
     answered: RefCell<BTreeSet<ResourceType>>,
     pub progress: Notify,
@@ -64,7 +88,7 @@ pub struct Xds {
 impl Xds {
     /// Subscribes to all resources of a kind.
     pub fn subscribe_all(&self, control: &Rc<Control>, kind: ResourceType, source: &ConfigSource) {
-        let Some(from) = self.source(control, kind, source) else { return };
+        let Some(from) = self.source(control, kind, "", source) else { return };
         from.engine.borrow_mut().subscribe_wildcard(kind, source.initial_fetch_timeout, Instant::now());
         self.stats(control, kind, "").update_attempt.inc();
         from.changed.notify_one();
@@ -77,18 +101,24 @@ impl Xds {
 
     /// Subscribes to what the store's resources refer to, and no longer to what nothing refers to.
     pub fn follow(&self, control: &Rc<Control>) {
-        let mut wanted: BTreeMap<(ResourceType, String), ConfigSource> = BTreeMap::new();
+        let mut wanted: BTreeMap<Subscription, ConfigSource> = BTreeMap::new();
         {
             for (name, source) in control.runtime.borrow().rtds() {
-                wanted.insert((ResourceType::Runtime, name.to_owned()), source.clone());
+                wanted.insert((ResourceType::Runtime, name.to_owned(), None), source.clone());
             }
-            let store = control.store.borrow();
+            let mut store = control.store.borrow_mut();
             for (name, source) in store.wanted_routes() {
-                wanted.insert((ResourceType::RouteConfiguration, name), source);
+                wanted.insert((ResourceType::RouteConfiguration, name, None), source);
             }
             for cluster in store.all_clusters() {
                 if let Discovery::Eds(eds) = &cluster.info.config.discovery {
-                    wanted.insert((ResourceType::Endpoint, eds.service_name.clone()), eds.config_source.clone());
+                    wanted.insert((ResourceType::Endpoint, eds.service_name.clone(), None), eds.config_source.clone());
+                }
+            }
+            for SecretRef { name, source } in store.follow_secrets() {
+                if let Some(source) = source {
+                    let key = Key::new(ResourceType::Secret, &name, &source);
+                    wanted.insert((ResourceType::Secret, name, Some(key)), source);
                 }
             }
         }
@@ -100,58 +130,102 @@ impl Xds {
                 .map(|(w, k)| (w.clone(), k.clone()))
                 .collect()
         };
-        for ((kind, name), key) in gone {
-            self.subscribed.borrow_mut().remove(&(kind, name.clone()));
+        for (what, key) in gone {
+            self.subscribed.borrow_mut().remove(&what);
+            let (kind, name, own) = what;
             if let Some(source) = self.sources.borrow().get(&key) {
                 source.engine.borrow_mut().unsubscribe(kind, &name);
                 source.changed.notify_one();
             }
+            // A source that was for this alone ends with it.
+            if own.is_some()
+                && key != Key::Ads
+                && let Some(source) = self.sources.borrow_mut().remove(&key)
+                && let Some(task) = source.task.take()
+            {
+                task.abort();
+            }
             control.store.borrow_mut().forget(kind, &name);
         }
-        for ((kind, name), source) in wanted {
-            if self.subscribed.borrow().contains_key(&(kind, name.clone())) {
+        for (what, source) in wanted {
+            if self.subscribed.borrow().contains_key(&what) {
                 continue;
             }
-            let Some(from) = self.source(control, kind, &source) else { continue };
-            self.subscribed.borrow_mut().insert((kind, name.clone()), from.key.clone());
-            self.stats(control, kind, &name).update_attempt.inc();
-            from.engine.borrow_mut().subscribe(kind, &name, source.initial_fetch_timeout, Instant::now());
+            let (kind, name, _) = &what;
+            let Some(from) = self.source(control, *kind, name, &source) else { continue };
+            self.stats(control, *kind, name).update_attempt.inc();
+            from.engine.borrow_mut().subscribe(*kind, name, source.initial_fetch_timeout, Instant::now());
             from.changed.notify_one();
+            self.subscribed.borrow_mut().insert(what, from.key.clone());
         }
     }
 
     /// The source, started if it is new.
-    fn source(&self, control: &Rc<Control>, kind: ResourceType, config: &ConfigSource) -> Option<Rc<Source>> {
+    fn source(
+        &self,
+        control: &Rc<Control>,
+        kind: ResourceType,
+        name: &str,
+        config: &ConfigSource,
+    ) -> Option<Rc<Source>> {
         let dynamic = &control.boot.bootstrap.dynamic_resources;
-        let (key, api) = match &config.specifier {
-            Specifier::Api(api) if !api.aggregated => (Key::Stream(kind, format!("{api:?}")), Some(api)),
-            Specifier::Ads | Specifier::SelfSource | Specifier::Api(_) => (Key::Ads, Some(dynamic.ads.as_ref()?)),
-            Specifier::Rest(rest) => (Key::Rest(kind, format!("{rest:?}")), None),
-            Specifier::Path(path) => (Key::File(kind, path.path.clone()), None),
+        let key = Key::new(kind, name, config);
+        let api = match (&key, &config.specifier) {
+            (Key::Ads, _) => Some(dynamic.ads.as_ref()?),
+            (_, Specifier::Api(api)) => Some(api),
+            _ => None,
         };
         if let Some(source) = self.sources.borrow().get(&key) {
             return Some(source.clone());
         }
         let service = if key == Key::Ads { Service::Aggregated } else { Service::Single(kind) };
+        let stats_prefix = match (&key, kind) {
+            (Key::Stream(..), ResourceType::Secret) => format!("{}.control_plane", secret_prefix(name)),
+            _ => "control_plane".to_owned(),
+        };
         let source = Rc::new(Source {
             engine: RefCell::new(Engine::new(options(control, service, api))),
             changed: Notify::new(),
-            control_plane: api.is_some().then(|| control.registry.attach("control_plane")),
+            control_plane: api.is_some().then(|| control.registry.attach(&stats_prefix)),
             key: key.clone(),
+            task: Cell::new(None),
         });
         self.sources.borrow_mut().insert(key, source.clone());
         let (control, started) = (control.clone(), source.clone());
-        match (api, &config.specifier) {
-            (Some(api), _) => drop(tokio::task::spawn_local(stream::run(control, started, api.clone()))),
+        source.task.set(match (api, &config.specifier) {
+            (Some(api), _) => Some(tokio::task::spawn_local(stream::run(control, started, api.clone()))),
             (None, Specifier::Rest(rest)) => {
-                drop(tokio::task::spawn_local(rest::run(control, started, kind, rest.clone())))
+                Some(tokio::task::spawn_local(rest::run(control, started, kind, rest.clone())))
             }
             (None, Specifier::Path(path)) => {
-                drop(tokio::task::spawn_local(file::run(control, started, kind, path.clone())))
+                Some(tokio::task::spawn_local(file::run(control, started, kind, path.clone())))
             }
-            (None, _) => {}
-        }
+            (None, _) => None,
+        });
         Some(source)
+    }
+
+    /// The references that a secret which came from `source` is for.
+    fn secrets_of(&self, control: &Control, source: &Source, name: &str) -> Vec<SecretRef> {
+        let store = control.store.borrow();
+        let is_from = |reference: &SecretRef| {
+            let key = reference.source.as_ref().map(|config| Key::new(ResourceType::Secret, &reference.name, config));
+            reference.name == name && key.as_ref() == Some(&source.key)
+        };
+        store.secrets.streamed().map(|seat| &seat.reference).filter(|reference| is_from(reference)).cloned().collect()
+    }
+
+    /// Names of the secrets that are asked for at `source`.
+    fn secret_names(&self, source: &Source) -> BTreeSet<String> {
+        let subscribed = self.subscribed.borrow();
+        let at = |((kind, ..), key): &(&Subscription, &Key)| *kind == ResourceType::Secret && **key == source.key;
+        subscribed.iter().filter(at).map(|((_, name, _), _)| name.clone()).collect()
+    }
+
+    /// The stats of a secret's rotation.
+    pub fn secret_stats(&self, control: &Control, name: &str) -> Arc<SecretStats> {
+        let mut all = self.secret_stats.borrow_mut();
+        all.entry(name.to_owned()).or_insert_with(|| control.registry.attach(&secret_prefix(name))).clone()
     }
 
     /// The stats of one subscription.
@@ -168,6 +242,10 @@ impl Xds {
                 let prefix = control.store.borrow().http_prefix_of_routes(name).to_owned();
                 format!("http.{prefix}.rds.{}", name.replace(':', "_"))
             }
+            ResourceType::Secret => {
+                self.secret_stats(control, name);
+                secret_prefix(name)
+            }
             other => format!("xds.{other:?}"),
         };
         self.subscription_stats
@@ -176,6 +254,11 @@ impl Xds {
             .or_insert_with(|| control.registry.attach(&prefix))
             .clone()
     }
+}
+
+/// `sds.NAME`, as Envoy writes names in stats.
+fn secret_prefix(name: &str) -> String {
+    format!("sds.{}", name.replace("://", "_").replace(":/", "_").replace(':', "_"))
 }
 
 fn options(control: &Control, service: Service, api: Option<&ApiConfigSource>) -> client::Options {
@@ -199,7 +282,7 @@ fn count_failure(control: &Rc<Control>, source: &Source) {
         subscribed
             .iter()
             .filter(|(_, key)| **key == source.key)
-            .map(|((kind, name), _)| (*kind, name.clone()))
+            .map(|((kind, name, _), _)| (*kind, name.clone()))
             .collect()
     };
     let dynamic = &control.boot.bootstrap.dynamic_resources;
@@ -221,7 +304,7 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
         Event::Connect => {}
         Event::Update(update) => {
             let (kind, nonce) = (update.resource_type, update.nonce.clone());
-            let refused = apply(control, &update);
+            let refused = apply(control, source, &update);
             let mut engine = source.engine.borrow_mut();
             if refused.is_empty() && update.refused.is_empty() {
                 engine.accept(kind, &nonce, now);
@@ -237,7 +320,11 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
         }
         Event::Rejected { resource_type, message, .. } => {
             tracing::warn!(target: "config", "{} update rejected: {message}", resource_type.noun());
-            control.xds.stats(control, resource_type, "").update_rejected.inc();
+            if resource_type == ResourceType::Secret {
+                refuse_secrets(control, source);
+            } else {
+                control.xds.stats(control, resource_type, "").update_rejected.inc();
+            }
             // An answer that is no good is one all the same: nobody waits for another before going on.
             control.xds.answered.borrow_mut().insert(resource_type);
             control.settle();
@@ -256,6 +343,11 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
                 Some(name) if resource_type == ResourceType::Runtime => {
                     control.runtime.borrow_mut().set_rtds(&name, None);
                 }
+                Some(name) if resource_type == ResourceType::Secret => {
+                    for of in control.xds.secrets_of(control, source, &name) {
+                        control.store.borrow_mut().give_up_secret(&of);
+                    }
+                }
                 Some(name) => control.store.borrow_mut().fetch_timed_out(resource_type, &name),
                 None => drop(control.xds.answered.borrow_mut().insert(resource_type)),
             }
@@ -264,17 +356,34 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
     }
 }
 
+/// An answer was no good as a whole: nobody waits for what it should have brought.
+fn refuse_secrets(control: &Rc<Control>, source: &Source) {
+    for name in control.xds.secret_names(source) {
+        control.xds.stats(control, ResourceType::Secret, &name).update_rejected.inc();
+        for of in control.xds.secrets_of(control, source, &name) {
+            control.store.borrow_mut().give_up_secret(&of);
+        }
+    }
+}
+
 /// Puts an update into the store; gives what was refused, with every reason.
-fn apply(control: &Rc<Control>, update: &Update) -> Vec<Refused> {
+fn apply(control: &Rc<Control>, source: &Source, update: &Update) -> Vec<Refused> {
     let kind = update.resource_type;
     let mut refused = Vec::new();
     let (mut added, mut modified) = (0, 0);
     for resource in &update.resources {
         let Some(body) = &resource.body else { continue };
+        let secrets = match kind {
+            ResourceType::Secret => control.xds.secrets_of(control, source, &resource.name),
+            _ => Vec::new(),
+        };
         let mut store = control.store.borrow_mut();
         let is_known = store.has(kind, &resource.name);
         let set = match kind {
             ResourceType::Runtime => set_runtime(control, &store, body),
+            ResourceType::Secret => {
+                secrets.iter().try_fold(false, |all, of| Ok(all | store.set_secret(of, body, &resource.version)?))
+            }
             _ => store.set(kind, &resource.name, body, &resource.version),
         };
         match set {
@@ -284,7 +393,10 @@ fn apply(control: &Rc<Control>, update: &Update) -> Vec<Refused> {
             Err(problems) => {
                 let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                 tracing::warn!(target: "config", "{} {:?} rejected: {message}", kind.noun(), resource.name);
-                store.note_failure(kind, &resource.name, body, &update.version, &message);
+                // What is shown of a secret is in its seat: the bytes may hold a key.
+                if kind != ResourceType::Secret {
+                    store.note_failure(kind, &resource.name, body, &update.version, &message);
+                }
                 refused.push(Refused { name: resource.name.clone(), message });
             }
         }

@@ -3,7 +3,10 @@
 //! A resource goes in as bytes. It is checked against the schema, read, compiled; only then does it replace what was
 //! there. A resource with problems changes nothing.
 
-use super::Snapshot;
+use super::{
+    Snapshot,
+    secrets::{SecretStore, Updated},
+};
 use crate::{
     base::RuntimeSnapshot,
     http::{request_id, thread::RouteTables},
@@ -11,7 +14,6 @@ use crate::{
     network::RouteSlots,
     observe::access_log::LogWriter,
     route::RouteTable,
-    transport::tls::secrets::NoSecrets,
     upstream::{Cluster, ClusterInfo, ClusterTable, Names},
 };
 use std::{
@@ -56,15 +58,20 @@ pub struct Store {
     routes: RouteSlots,
     pub tables: BTreeMap<String, Entry<RouteTable>>,
     pub clusters: BTreeMap<String, Entry<Cluster>>,
-    /// Clusters whose hosts are not known yet; those of the same name above serve on meanwhile.
+    /// Clusters whose hosts or secrets are not known yet; those of the same name above serve on meanwhile.
     pub warming_clusters: BTreeMap<String, Entry<Cluster>>,
+    /// Those of them that still wait for their hosts.
+    without_hosts: BTreeSet<String>,
+    pub secrets: SecretStore,
+    /// Contexts that were built anew because of secrets, since the last time that they were counted.
+    pub updated_contexts: Vec<Updated>,
     /// Names of clusters, by the service name under which their hosts are known.
     services: BTreeMap<String, BTreeSet<String>>,
     /// Static clusters with problems: a route to one of them has none of its own.
     pub refused_clusters: BTreeSet<String>,
     /// In the order in which they came.
     pub listeners: Vec<(String, Entry<Listener>)>,
-    /// Listeners whose routes are not there yet; those of the same name above serve on meanwhile.
+    /// Listeners whose routes or secrets are not there yet; those of the same name above serve on meanwhile.
     pub warming_listeners: BTreeMap<String, Entry<Listener>>,
     /// What was refused last, by kind and name.
     pub failures: BTreeMap<(ResourceType, String), Failure>,
@@ -102,6 +109,9 @@ impl Store {
             tables: BTreeMap::new(),
             clusters: BTreeMap::new(),
             warming_clusters: BTreeMap::new(),
+            without_hosts: BTreeSet::new(),
+            secrets: SecretStore::default(),
+            updated_contexts: Vec::new(),
             refused_clusters: BTreeSet::new(),
             services: BTreeMap::new(),
             listeners: Vec::new(),
@@ -120,6 +130,14 @@ impl Store {
             check_options,
             allows_internal_listeners: false,
         }
+    }
+
+    /// Takes a secret of the bootstrap.
+    pub fn set_static_secret(&mut self, bytes: &[u8]) -> Result<bool, Vec<Problem>> {
+        let (proto, mut cx) = self.read(bytes)?;
+        let read = config::tls::Secret::from_proto(proto, &mut cx);
+        let (secret, _) = cx.finish(read)?;
+        self.secrets.set_fixed(secret).map(|()| true)
     }
 
     /// Adds or replaces a cluster. True if something changed.
@@ -148,12 +166,18 @@ impl Store {
         }
         let id = self.names.intern(&name);
         let mut cx = Context::new();
-        let mut cluster =
-            Cluster::compile(id, Arc::new(config), self.bind.as_ref(), origin != Origin::Static, &NoSecrets, &mut cx);
+        let mut cluster = Cluster::compile(
+            id,
+            Arc::new(config),
+            self.bind.as_ref(),
+            origin != Origin::Static,
+            &self.secrets,
+            &mut cx,
+        );
         if cx.has_problems() {
             return Err(cx.finish::<()>(None).err().unwrap_or_default());
         }
-        let is_warm = match &cluster.info.config.discovery {
+        let has_hosts = match &cluster.info.config.discovery {
             Discovery::StrictDns(_) | Discovery::LogicalDns(_) => false,
             Discovery::Eds(eds) => {
                 let service = eds.service_name.clone();
@@ -170,12 +194,13 @@ impl Store {
         };
         let entry = Entry { value: cluster, bytes: bytes.to_vec(), origin, updated: SystemTime::now() };
         // A cluster of the bootstrap may say that nobody has to wait for its hosts.
-        if is_warm || (!self.is_serving && !entry.value.info.config.wait_for_warm_on_init) {
-            self.warming_clusters.remove(&name);
-            self.clusters.insert(name, entry);
+        if has_hosts || (!self.is_serving && !entry.value.info.config.wait_for_warm_on_init) {
+            self.without_hosts.remove(&name);
         } else {
-            self.warming_clusters.insert(name, entry);
+            self.without_hosts.insert(name.clone());
         }
+        self.warming_clusters.insert(name.clone(), entry);
+        self.settle_cluster(&name);
         Ok(true)
     }
 
@@ -185,15 +210,18 @@ impl Store {
             return;
         }
         self.warming_clusters.remove(name);
+        self.without_hosts.remove(name);
         self.clusters.remove(name);
     }
 
-    /// Gives a cluster the hosts that were found for it; with `is_warm` it takes the place of what served meanwhile.
+    /// Gives a cluster the hosts that were found for it; with `is_warm` it need not wait for more of them.
     pub fn set_cluster_hosts(&mut self, name: &str, is_warm: bool, with: impl FnOnce(&Cluster) -> Arc<Cluster>) {
-        if let Some(mut entry) = self.warming_clusters.remove(name) {
+        if let Some(entry) = self.warming_clusters.get_mut(name) {
             entry.value = with(&entry.value);
-            let place = if is_warm { &mut self.clusters } else { &mut self.warming_clusters };
-            place.insert(name.to_owned(), entry);
+            if is_warm {
+                self.without_hosts.remove(name);
+                self.settle_cluster(name);
+            }
         } else if let Some(entry) = self.clusters.get_mut(name) {
             entry.value = with(&entry.value);
         }
@@ -284,7 +312,7 @@ impl Store {
             log_writer: &self.log_writer,
             routes: &mut self.routes,
             cluster_exists: &exists,
-            secrets: &NoSecrets,
+            secrets: &self.secrets,
             before: kept_chains,
         };
         // The sockets come last: nothing is bound for a listener that has problems.
@@ -331,12 +359,35 @@ impl Store {
         self.listeners.retain(|(n, entry)| n != name || entry.origin == Origin::Static);
     }
 
-    /// Puts listeners into force whose routes are there, or were waited for long enough.
+    /// Puts a cluster into force that has all it waits for; it takes the place of what served meanwhile.
+    fn settle_cluster(&mut self, name: &str) {
+        let Some(entry) = self.warming_clusters.get(name) else { return };
+        let mut contexts = entry.value.info.transport_sockets().filter_map(|socket| socket.tls());
+        let is_settled = contexts.all(|context| context.config.secrets().all(|secret| self.secrets.is_settled(secret)));
+        drop(contexts);
+        if is_settled
+            && !self.without_hosts.contains(name)
+            && let Some(entry) = self.warming_clusters.remove(name)
+        {
+            self.clusters.insert(name.to_owned(), entry);
+        }
+    }
+
+    /// Puts clusters and listeners into force whose routes and secrets are there, or were waited for long enough.
     pub fn settle(&mut self) {
+        let warming: Vec<String> = self.warming_clusters.keys().cloned().collect();
+        warming.iter().for_each(|name| self.settle_cluster(name));
         let has = |name: &String| {
             self.tables.contains_key(name) || self.timed_out.contains(&(ResourceType::RouteConfiguration, name.clone()))
         };
-        let warm = self.warming_listeners.iter().filter(|(_, entry)| entry.value.routes.iter().all(has));
+        let has_secrets = |listener: &Listener| {
+            let chains = listener.chains.iter().chain(&listener.default_chain);
+            chains
+                .filter_map(|chain| chain.tls.as_ref())
+                .all(|context| context.config.secrets().all(|secret| self.secrets.is_settled(secret)))
+        };
+        let is_warm = |listener: &Listener| listener.routes.iter().all(has) && has_secrets(listener);
+        let warm = self.warming_listeners.iter().filter(|(_, entry)| is_warm(&entry.value));
         let warm: Vec<String> = warm.map(|(name, _)| name.clone()).collect();
         for name in warm {
             let Some(entry) = self.warming_listeners.remove(&name) else { continue };
@@ -410,9 +461,8 @@ impl Store {
         self.timed_out.insert((kind, name.to_owned()));
         if kind == ResourceType::Endpoint {
             for cluster in self.clusters_of(name) {
-                if let Some(entry) = self.warming_clusters.remove(&cluster) {
-                    self.clusters.insert(cluster, entry);
-                }
+                self.without_hosts.remove(&cluster);
+                self.settle_cluster(&cluster);
             }
         }
     }

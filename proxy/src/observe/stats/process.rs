@@ -94,6 +94,13 @@ crate::stats! {
 }
 
 crate::stats! {
+    /// `sds.NAME.*`, beside its subscription's.
+    pub struct SecretStats {
+        counter key_rotation_failed,
+    }
+}
+
+crate::stats! {
     /// `control_plane.*`: the stream to a control plane.
     pub struct ControlPlaneStats {
         gauge connected_state,

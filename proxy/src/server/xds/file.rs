@@ -1,6 +1,6 @@
 //! A source that is a file: read whenever it is put in place, as if it came over a stream.
 
-use super::{Source, count_failure, handle};
+use super::{Source, count_failure, handle, refuse_secrets};
 use crate::server::{control::Control, file_watch};
 use std::{
     path::{Path, PathBuf},
@@ -31,6 +31,12 @@ pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, kind: Resource
             reads += 1;
             let response = Format::of(&file).map_err(|p| vec![p]).and_then(|format| client::read_file(content, format));
             match response {
+                Ok(response) if kind == ResourceType::Secret && response.resources.len() != 1 => {
+                    let found = response.resources.len();
+                    tracing::warn!(target: "config", "{}: found {found} secrets, allowed: exactly 1", config.path);
+                    refuse_secrets(&control, &source);
+                    control.settle();
+                }
                 Ok(mut response) => {
                     response.nonce = reads.to_string();
                     if response.type_url.is_empty() {

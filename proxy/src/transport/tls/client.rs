@@ -7,7 +7,7 @@ use super::{
     linger,
     material::Identity,
     parameters,
-    secrets::{Material, Secrets},
+    secrets::{Material, Secrets, WatchedFile},
     stats::SslStats,
     verify::{Peer, Refusal, ServerVerifier, Verified, Verifier},
 };
@@ -45,6 +45,7 @@ pub struct ClientRevision {
     for_name: Arc<ClientConfig>,
     pub identity: Option<Arc<Identity>>,
     pub verifier: Option<Arc<Verifier>>,
+    pub watched: Option<WatchedFile>,
 }
 
 /// What differs between connections of one context.
@@ -171,7 +172,7 @@ impl ClientRevision {
     fn compile(config: &UpstreamTlsContext, secrets: &dyn Secrets, cx: &mut Context) -> Option<Self> {
         let parameters = &config.common.parameters;
         let provider = parameters::provider(parameters);
-        let Material { identities, verifier } = Material::gather(&config.common, secrets, cx)?;
+        let Material { identities, verifier, watched } = Material::gather(&config.common, secrets, cx)?;
         let identity = identities.into_iter().next();
         let algorithms = provider.signature_verification_algorithms;
         let build = |for_server_name: bool, cx: &mut Context| {
@@ -197,7 +198,7 @@ impl ClientRevision {
         };
         let tls = build(false, cx)?;
         let for_name = build(true, cx)?;
-        Some(Self { tls, for_name, identity, verifier })
+        Some(Self { tls, for_name, identity, verifier, watched })
     }
 
     /// The verifier that looks at names too.

@@ -1,12 +1,14 @@
 //! How contexts get their secrets, and what they make of them.
 
 use super::{material::Identity, verify::Verifier};
+use bytes::Bytes;
 use std::sync::Arc;
 use weft_config::{
     Context,
     data_source::DataSource,
     tls::{
-        CertificateSource, CertificateValidationContext, CommonTlsContext, SecretRef, SecretValue, ValidationSource,
+        CertificateSource, CertificateValidationContext, CommonTlsContext, SecretRef, SecretValue, TrustBundles,
+        ValidationSource,
     },
 };
 
@@ -15,13 +17,25 @@ pub trait Secrets {
     /// The secret, if it is there.
     fn get(&self, secret: &SecretRef) -> Option<&SecretValue>;
 
-    /// It is not there and will not come: it was waited for long enough, or there is no such one.
+    /// It is not there, and nobody waits for it any more: it was waited for long enough, or what came was no good.
     fn is_given_up(&self, secret: &SecretRef) -> bool;
+
+    /// What a watched file holds now, if that is not what was read with the configuration.
+    fn file(&self, path: &str) -> Option<Bytes>;
+}
+
+/// A file outside of all secrets that is read again whenever something is moved in a directory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WatchedFile {
+    pub path: String,
+    pub directory: String,
 }
 
 /// No secrets: contexts that have everything in themselves.
+#[cfg(test)]
 pub struct NoSecrets;
 
+#[cfg(test)]
 impl Secrets for NoSecrets {
     fn get(&self, _: &SecretRef) -> Option<&SecretValue> {
         None
@@ -30,6 +44,10 @@ impl Secrets for NoSecrets {
     fn is_given_up(&self, _: &SecretRef) -> bool {
         false
     }
+
+    fn file(&self, _: &str) -> Option<Bytes> {
+        None
+    }
 }
 
 /// What both sides' contexts are made of.
@@ -37,6 +55,7 @@ pub(super) struct Material {
     pub identities: Vec<Arc<Identity>>,
     /// `None`: nothing is said of how the peer is verified.
     pub verifier: Option<Arc<Verifier>>,
+    pub watched: Option<WatchedFile>,
 }
 
 impl Material {
@@ -48,7 +67,7 @@ impl Material {
                 CertificateSource::Here(certificate) => {
                     cx.element("tls_certificates", i, |cx| Identity::compile(certificate, "", cx))
                 }
-                CertificateSource::Sds(secret) => match secrets.get(secret)? {
+                CertificateSource::Sds(secret) => match find(secret, secrets, cx)? {
                     SecretValue::TlsCertificate(certificate) => cx.field(&format!("secret {:?}", secret.name), |cx| {
                         Identity::compile(certificate, &secret.name, cx)
                     }),
@@ -56,13 +75,18 @@ impl Material {
                 },
             })
             .collect();
+        let mut watched = None;
         let verifier = match &config.validation {
             ValidationSource::None => None,
-            source => Some(validation(source, secrets, cx).and_then(|context| Verifier::compile(&context, cx))),
+            source => Some(validation(source, secrets, cx).and_then(|context| {
+                watched = watched_file(&context);
+                Verifier::compile(&context, cx)
+            })),
         };
         let identities = identities.into_iter().collect::<Option<_>>()?;
         Some(Self {
             identities,
+            watched,
             verifier: match verifier {
                 Some(compiled) => Some(Arc::new(compiled?)),
                 None => None,
@@ -77,18 +101,42 @@ fn validation(
     secrets: &dyn Secrets,
     cx: &mut Context,
 ) -> Option<CertificateValidationContext> {
-    let bytes = |secret, cx: &mut Context| match secrets.get(secret)? {
+    let bytes = |secret, cx: &mut Context| match find(secret, secrets, cx)? {
         SecretValue::ValidationContext(bytes) => Some(bytes.clone()),
         _ => wrong_kind(secret, "a validation context", cx),
     };
-    let context = match source {
+    let mut context = match source {
         ValidationSource::None => return None,
-        ValidationSource::Here(context) => return Some((**context).clone()),
+        ValidationSource::Here(context) => (**context).clone(),
         ValidationSource::Sds(secret) => bytes(secret, cx)?.read(cx)?,
         ValidationSource::Combined { default, dynamic } => default.read_merged(&*bytes(dynamic, cx)?, cx)?,
     };
-    context.check(cx);
+    // What stands here was checked when it was read.
+    if !matches!(source, ValidationSource::Here(_)) {
+        context.check(cx);
+    }
+    let bundles = context.spiffe.as_mut().and_then(|spiffe| spiffe.trust_bundles.as_mut());
+    if let Some(TrustBundles { source: DataSource { data, filename: Some(path) }, .. }) = bundles
+        && let Some(now) = secrets.file(path)
+    {
+        *data = now;
+    }
     Some(context)
+}
+
+/// The file of trust bundles that a validation context is read from, if it is watched.
+fn watched_file(context: &CertificateValidationContext) -> Option<WatchedFile> {
+    let TrustBundles { source, watched_directory } = context.spiffe.as_ref()?.trust_bundles.as_ref()?;
+    Some(WatchedFile { path: source.filename.clone()?, directory: watched_directory.clone()? })
+}
+
+/// The secret, if it is there; that there is no such one in the bootstrap is a problem.
+fn find<'a>(secret: &SecretRef, secrets: &'a dyn Secrets, cx: &mut Context) -> Option<&'a SecretValue> {
+    let found = secrets.get(secret);
+    if found.is_none() && secret.source.is_none() {
+        cx.problem(format!("Unknown static secret: {}", secret.name));
+    }
+    found
 }
 
 /// The ticket keys of a secret.
@@ -97,7 +145,7 @@ pub(super) fn ticket_keys<'a>(
     secrets: &'a dyn Secrets,
     cx: &mut Context,
 ) -> Option<&'a [DataSource]> {
-    match secrets.get(secret)? {
+    match find(secret, secrets, cx)? {
         SecretValue::SessionTicketKeys(keys) => Some(keys),
         _ => wrong_kind(secret, "session ticket keys", cx),
     }

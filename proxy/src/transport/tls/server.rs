@@ -8,7 +8,7 @@ use super::{
     material::Identity,
     old_alert::OldAlert,
     parameters,
-    secrets::{self, Material, Secrets},
+    secrets::{self, Material, Secrets, WatchedFile},
     select::Selection,
     stats::SslStats,
     tickets,
@@ -51,6 +51,7 @@ pub struct ServerRevision {
     speaks_13: bool,
     pub identities: Vec<Arc<Identity>>,
     pub verifier: Option<Arc<Verifier>>,
+    pub watched: Option<WatchedFile>,
 }
 
 /// What is the same for all clients of a version.
@@ -162,7 +163,7 @@ impl ServerRevision {
     fn compile(config: &DownstreamTlsContext, secrets: &dyn Secrets, cx: &mut Context) -> Option<Self> {
         let parameters = &config.common.parameters;
         let provider = parameters::provider(parameters);
-        let Material { identities, verifier } = Material::gather(&config.common, secrets, cx)?;
+        let Material { identities, verifier, watched } = Material::gather(&config.common, secrets, cx)?;
         if config.ocsp_staple_policy == OcspStaplePolicy::MustStaple && identities.iter().any(|id| id.staple.is_none())
         {
             cx.problem_at("tls_certificates", "Required OCSP response is missing from TLS context");
@@ -218,7 +219,7 @@ impl ServerRevision {
             with_alpn.alpn_protocols.clone_from(&alpn);
             Configs { with_alpn: Arc::new(with_alpn), without_alpn }
         });
-        Some(Self { configs, speaks_13, identities, verifier })
+        Some(Self { configs, speaks_13, identities, verifier, watched })
     }
 
     /// True if the handshake will be one of TLS 1.3.
