@@ -2,6 +2,10 @@
 //!
 //! Read by the proxy's connection manager. Filter configurations stay opaque: each filter reads its own.
 
+mod client_cert;
+
+pub use client_cert::{ClientCertDetails, ClientCertFormat, ClientCertForwarding};
+
 use crate::{
     Context,
     access_log::AccessLog,
@@ -10,6 +14,7 @@ use crate::{
     data_source::DataSource,
     header_value::{HeaderMutation, HeaderValueOption},
     http_protocol_options::{CommonHttpProtocolOptions, Http1ProtocolOptions, Http2ProtocolOptions},
+    matching::{Matcher, Scope},
     route::RouteConfiguration,
     substitution_format::SubstitutionFormatString,
 };
@@ -73,7 +78,9 @@ pub struct HttpConnectionManager {
     pub preserve_external_request_id: bool,
     pub always_set_request_id_in_response: bool,
     pub request_id: RequestIdExtension,
-    pub forward_client_cert_details: ForwardClientCertDetails,
+    pub client_cert: ClientCertForwarding,
+    /// Decides in its place where it finds something.
+    pub client_cert_matcher: Option<Arc<Matcher<ClientCertForwarding>>>,
     pub proxy_100_continue: bool,
     pub upgrade_configs: Vec<UpgradeConfig>,
     pub normalize_path: bool,
@@ -254,8 +261,6 @@ impl HttpConnectionManager {
 
         cx.unsupported_if("tracing", tracing.is_some());
         cx.unsupported_if("http3_protocol_options", http3_protocol_options.is_some());
-        cx.unsupported_if("set_current_client_cert_details", set_current_client_cert_details.is_some());
-        cx.unsupported_if("forward_client_cert_matcher", forward_client_cert_matcher.is_some());
         cx.unsupported_if("path_normalization_options", path_normalization_options.is_some());
         cx.unsupported_if("proxy_status_config", proxy_status_config.is_some());
         cx.unsupported_if("typed_header_validation_config", typed_header_validation_config.is_some());
@@ -263,8 +268,13 @@ impl HttpConnectionManager {
 
         let codec_type = cx.enumeration("codec_type", codec_type);
         cx.unsupported_if("codec_type", codec_type == CodecType::Http3);
-        let forward_client_cert_details: ForwardClientCertDetails =
-            cx.enumeration("forward_client_cert_details", forward_client_cert_details);
+        let client_cert =
+            ClientCertForwarding::from_fields(forward_client_cert_details, set_current_client_cert_details, cx);
+        let client_cert_matcher = forward_client_cert_matcher.and_then(|p| {
+            cx.field("forward_client_cert_matcher", |cx| {
+                Matcher::from_proto(p, Scope::Http, ClientCertForwarding::from_any, cx).map(Arc::new)
+            })
+        });
         let common = cx.field("common_http_protocol_options", |cx| {
             CommonHttpProtocolOptions::from_proto(common_http_protocol_options.unwrap_or_default(), cx)
         });
@@ -402,7 +412,8 @@ impl HttpConnectionManager {
             preserve_external_request_id,
             always_set_request_id_in_response,
             request_id: RequestIdExtension::from_proto(request_id_extension, cx),
-            forward_client_cert_details,
+            client_cert,
+            client_cert_matcher,
             proxy_100_continue,
             upgrade_configs: cx.elements("upgrade_configs", upgrade_configs, |cx, p| {
                 let hcm::UpgradeConfig { upgrade_type, filters, enabled } = p;

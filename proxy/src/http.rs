@@ -1,6 +1,7 @@
 //! HTTP: messages, bodies, the codecs of both versions on both sides, and the connection manager.
 
 pub mod body;
+pub mod client_cert;
 pub mod codec;
 pub mod connection;
 pub mod connection_manager;

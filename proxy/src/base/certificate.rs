@@ -3,6 +3,9 @@
 //! Made once for each certificate that is served (when configuration is compiled) and once for each peer's (at the
 //! handshake). What few ask for, digests and PEM, is computed at its first use. Verification is not its business.
 
+mod name;
+mod pem;
+
 use std::{
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -11,25 +14,28 @@ use std::{
 };
 use x509_parser::{
     extensions::{GeneralName, ParsedExtension},
-    prelude::{FromDer, X509Certificate, X509Name},
+    oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME,
+    prelude::{FromDer, X509Certificate},
 };
 
 /// A parsed certificate.
 #[derive(Debug)]
 pub struct Certificate {
     der: Box<[u8]>,
-    /// As RFC 2253 writes it.
+    /// As RFC 2253 writes it; ASCII without control characters, whatever the certificate holds.
     pub subject: Box<str>,
-    /// As RFC 2253 writes it.
+    /// As RFC 2253 writes it; ASCII without control characters.
     pub issuer: Box<str>,
-    /// Lower-case hex.
+    /// Lower-case hex, two digits a byte.
     pub serial: Box<str>,
+    // Names are as long as the certificate says, NUL bytes included. A byte that is no text makes a replacement
+    // character of its name's part: the name stays one, and is nobody else's.
     pub uri_sans: Vec<Box<str>>,
     pub dns_sans: Vec<Box<str>>,
     pub ip_sans: Vec<IpAddr>,
     pub email_sans: Vec<Box<str>>,
-    /// Of the form OID, value.
-    pub other_name_sans: Vec<(Box<str>, Box<[u8]>)>,
+    /// Of the form OID, value as text.
+    pub other_name_sans: Vec<(Box<str>, Box<str>)>,
     /// Seconds since the epoch.
     pub not_before: i64,
     /// Seconds since the epoch.
@@ -50,8 +56,8 @@ impl Certificate {
         }
         let mut this = Self {
             der: der.into(),
-            subject: rfc2253(parsed.subject()).into(),
-            issuer: rfc2253(parsed.issuer()).into(),
+            subject: name::rfc2253(parsed.subject()).into(),
+            issuer: name::rfc2253(parsed.issuer()).into(),
             serial: hex(strip_zeros(parsed.raw_serial())).into(),
             uri_sans: Vec::new(),
             dns_sans: Vec::new(),
@@ -64,8 +70,15 @@ impl Certificate {
             sha1: OnceLock::new(),
         };
         for extension in parsed.extensions() {
-            if let ParsedExtension::SubjectAlternativeName(names) = extension.parsed_extension() {
-                names.general_names.iter().for_each(|name| this.add_san(name));
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectAlternativeName(names) => {
+                    names.general_names.iter().for_each(|name| this.add_san(name));
+                }
+                // Names that cannot be read would be names that are not there.
+                ParsedExtension::ParseError { error } if extension.oid == OID_X509_EXT_SUBJECT_ALT_NAME => {
+                    return Err(format!("has subject alternative names that cannot be read: {error}"));
+                }
+                _ => {}
             }
         }
         Ok(this)
@@ -78,7 +91,16 @@ impl Certificate {
             GeneralName::RFC822Name(email) => self.email_sans.push((*email).into()),
             GeneralName::IPAddress(octets) => self.ip_sans.extend(ip(octets)),
             GeneralName::OtherName(oid, value) => {
-                self.other_name_sans.push((oid.to_id_string().into(), (*value).into()));
+                self.other_name_sans.push((oid.to_id_string().into(), name::other_name(value).into()));
+            }
+            GeneralName::Invalid(tag, bytes) => {
+                let text = || String::from_utf8_lossy(bytes).into();
+                match tag.0 {
+                    1 => self.email_sans.push(text()),
+                    2 => self.dns_sans.push(text()),
+                    6 => self.uri_sans.push(text()),
+                    _ => {}
+                }
             }
             _ => {}
         }
@@ -95,6 +117,11 @@ impl Certificate {
         i64::try_from(now.as_secs()).is_ok_and(|now| self.not_after < now)
     }
 
+    /// PEM, its lines ended by a newline each.
+    pub fn pem(&self) -> String {
+        pem::encode(&self.der)
+    }
+
     pub fn sha256(&self) -> &[u8; 32] {
         self.sha256.get_or_init(|| digest(&aws_lc_rs::digest::SHA256, &self.der))
     }
@@ -107,6 +134,16 @@ impl Certificate {
 fn digest<const N: usize>(algorithm: &'static aws_lc_rs::digest::Algorithm, data: &[u8]) -> [u8; N] {
     let digest = aws_lc_rs::digest::digest(algorithm, data);
     digest.as_ref().try_into().unwrap_or([0; N])
+}
+
+/// PEM of a certificate as it goes into a URL.
+pub fn url_encoded_pem(der: &[u8]) -> String {
+    pem::url_encoded(der)
+}
+
+/// PEM of a certificate.
+pub fn pem(der: &[u8]) -> String {
+    pem::encode(der)
 }
 
 /// Lower-case hex.
@@ -128,38 +165,22 @@ fn ip(octets: &[u8]) -> Option<IpAddr> {
     v4.or_else(|| <[u8; 16]>::try_from(octets).ok().map(|octets| IpAddr::V6(Ipv6Addr::from(octets))))
 }
 
-/// A name with its parts in reverse, comma-separated, specials escaped.
-fn rfc2253(name: &X509Name<'_>) -> String {
-    let mut text = String::new();
-    for set in name.iter_rdn().collect::<Vec<_>>().into_iter().rev() {
-        if !text.is_empty() {
-            text.push(',');
-        }
-        for (i, attribute) in set.iter().enumerate() {
-            if i > 0 {
-                text.push('+');
-            }
-            let oid = attribute.attr_type();
-            match x509_parser::objects::oid2abbrev(oid, x509_parser::objects::oid_registry()) {
-                Ok(short) => text.push_str(short),
-                Err(_) => text.push_str(&oid.to_id_string()),
-            }
-            text.push('=');
-            escape(attribute.as_str().unwrap_or_default(), &mut text);
-        }
-    }
-    text
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn escape(value: &str, out: &mut String) {
-    let last = value.chars().count().saturating_sub(1);
-    for (i, c) in value.chars().enumerate() {
-        let special = matches!(c, ',' | '+' | '"' | '\\' | '<' | '>' | ';')
-            || (c == '#' && i == 0)
-            || (c == ' ' && (i == 0 || i == last));
-        if special {
-            out.push('\\');
+    #[test]
+    fn serials_have_two_digits_a_byte_and_no_zeros_in_front() {
+        assert_eq!(hex(strip_zeros(&[0, 0xff, 1])), "ff01");
+        assert_eq!(hex(strip_zeros(&[0x0a])), "0a");
+        assert_eq!(hex(strip_zeros(&[0])), "00");
+        assert_eq!(hex(strip_zeros(&[])), "");
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_an_error() {
+        for bytes in [&[][..], &[0x30], &[0x30, 0x80], b"-----BEGIN CERTIFICATE-----"] {
+            assert!(Certificate::parse(bytes).is_err());
         }
-        out.push(c);
     }
 }

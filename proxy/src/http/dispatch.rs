@@ -289,6 +289,7 @@ async fn connect(
             stream.info.upstream.local = connection.local().cloned();
             stream.info.upstream.remote = connection.remote().cloned();
             stream.info.upstream.connection_id = Some(connection.id());
+            stream.info.upstream.tls = connection.tls().cloned();
             stream.info.upstream.protocol = connection.protocol();
             Ok(Attempt { stream: upstream, connection, host, route_timeout: timeouts.route, request_is_done: false })
         }

@@ -11,8 +11,7 @@ use http::{
 use std::net::IpAddr;
 use weft_config::{
     http_connection_manager::{
-        ForwardClientCertDetails, HttpConnectionManager, OriginalIpDetection, PathWithEscapedSlashesAction,
-        SchemeTransformation, StripPort,
+        HttpConnectionManager, OriginalIpDetection, PathWithEscapedSlashesAction, SchemeTransformation, StripPort,
     },
     http_protocol_options::HeadersWithUnderscoresAction,
 };
@@ -171,11 +170,6 @@ pub fn sanitize(
         set_forwarded_port(&mut head.headers, connection);
     }
     set_scheme(head, config, is_tls);
-    // Without a client certificate there is nothing to vouch for what a client says of one.
-    if config.forward_client_cert_details != ForwardClientCertDetails::AlwaysForwardOnly {
-        head.headers.remove(FORWARDED_CLIENT_CERT);
-    }
-
     let is_internal = may_be_internal && trusted.as_ref().is_some_and(|address| is_internal_address(config, address));
     let remote = trusted.unwrap_or_else(|| connection.remote.clone());
     let is_edge = !is_internal && config.use_remote_address;

@@ -4,7 +4,7 @@
 //! happens, [`Stream`]'s drop ends the stream exactly once: stats, access log, filters' `on_end`.
 
 use super::{
-    BadRequest, Body, BodySource, Protocol, RequestHead, ResponseHead,
+    BadRequest, Body, BodySource, Protocol, RequestHead, ResponseHead, client_cert,
     connection::HttpConnection,
     deadlines::{Deadline, Deadlines},
     dispatch, grpc,
@@ -264,6 +264,7 @@ impl Stream {
                 return Err(LocalReply::new(status, "", "rejecting_because_detection_failed").into());
             }
         }
+        client_cert::forward(self);
         self.info.stream_id = self.request.headers.get(REQUEST_ID).map(|id| Bytes::copy_from_slice(id.as_bytes()));
         self.no_route = self.find_route().err();
         self.check_upgrade(request)?;

@@ -160,6 +160,7 @@ impl Session {
         self.info.upstream.local = connection.local().cloned();
         self.info.upstream.remote = connection.remote().cloned();
         self.info.upstream.connection_id = Some(connection.id());
+        self.info.upstream.tls = connection.tls().cloned();
         self.info.upstream.protocol = connection.protocol();
         if config.flush_access_log_on_connected {
             self.log("TcpUpstreamConnected");

@@ -3,7 +3,9 @@
 //! Used by access logs, header rules and local replies. An operator that is not known is refused by its name.
 
 mod operator;
+mod server_name;
 mod time;
+mod tls;
 
 pub use operator::Operator;
 pub use time::{MONTHS, civil};

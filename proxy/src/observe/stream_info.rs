@@ -3,7 +3,7 @@
 //!
 //! Filled by the connection manager, the router and the TCP proxy as things happen; read at any time.
 
-use crate::base::{Address, ConnectionInfo, ResponseFlag, ResponseFlags, clock};
+use crate::base::{Address, ConnectionInfo, ResponseFlag, ResponseFlags, TlsConnection, clock};
 use bytes::Bytes;
 use foldhash::HashMap;
 use smallvec::SmallVec;
@@ -111,6 +111,8 @@ pub struct UpstreamInfo {
     pub local: Option<Address>,
     pub remote: Option<Address>,
     pub connection_id: Option<u64>,
+    /// What TLS established with the host.
+    pub tls: Option<Rc<TlsConnection>>,
     pub protocol: Option<&'static str>,
     /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub transport_failure: Option<Cow<'static, str>>,

@@ -221,9 +221,10 @@ fn san_matches(SanMatcher { kind, matcher, oid }: &SanMatcher, peer: &Certificat
         SanType::Email => any(&peer.email_sans),
         SanType::Uri => any(&peer.uri_sans),
         SanType::IpAddress => peer.ip_sans.iter().any(|ip| matcher.matches(ip.to_string())),
-        SanType::OtherName => {
-            peer.other_name_sans.iter().any(|(found, value)| **found == **oid && matcher.matches(value))
-        }
+        SanType::OtherName => peer
+            .other_name_sans
+            .iter()
+            .any(|(found, value)| **found == **oid && is_name(value) && matcher.matches(&**value)),
         SanType::Dns => match matcher.exact() {
             Some(name) => peer.dns_sans.iter().any(|pattern| is_dns_name(name, pattern)),
             None => any(&peer.dns_sans),

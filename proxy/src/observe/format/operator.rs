@@ -1,7 +1,7 @@
 //! The operators: what each is called, what it takes, and where its value comes from
 //! (Envoy docs: "Access logging", command operators).
 
-use super::{Facts, time::TimeFormat};
+use super::{Facts, server_name::ServerName, time::TimeFormat, tls::TlsOperator};
 use crate::{
     base::Address,
     http::{Protocol, grpc, message::query_of},
@@ -98,7 +98,7 @@ enum Kind {
     UpstreamHostsAttempted,
     UpstreamTransportFailure,
     DownstreamTransportFailure,
-    RequestedServerName,
+    RequestedServerName(ServerName),
     TransportProtocol,
     ConnectionId,
     StreamId,
@@ -129,7 +129,8 @@ enum Kind {
     SpanId,
     UniqueId,
     CustomFlags,
-    /// TLS facts of connections that have none.
+    Tls(TlsOperator),
+    /// Fingerprints of the client's TLS, which nobody takes.
     Absent,
 }
 
@@ -187,7 +188,11 @@ impl Operator {
             None if rest.is_empty() => None,
             None => return Err("nothing but :length follows a closing parenthesis".into()),
         };
-        Ok(Self { kind: Kind::parse(name, argument)?, most })
+        let kind = Kind::parse(name, argument)?;
+        if most.is_some() && matches!(kind, Kind::Tls(_)) {
+            return Err("does not take any parameters or length".into());
+        }
+        Ok(Self { kind, most })
     }
 
     /// Writes the value; false if there is none.
@@ -307,7 +312,7 @@ impl Kind {
             "UPSTREAM_HOSTS_ATTEMPTED" => Self::UpstreamHostsAttempted,
             "UPSTREAM_TRANSPORT_FAILURE_REASON" => Self::UpstreamTransportFailure,
             "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => Self::DownstreamTransportFailure,
-            "REQUESTED_SERVER_NAME" => Self::RequestedServerName,
+            "REQUESTED_SERVER_NAME" => Self::RequestedServerName(ServerName::parse(argument.unwrap_or_default())?),
             "DOWNSTREAM_TRANSPORT_PROTOCOL" => Self::TransportProtocol,
             "CONNECTION_ID" => Self::ConnectionId,
             "STREAM_ID" => Self::StreamId,
@@ -379,37 +384,10 @@ impl Kind {
             "UNIQUE_ID" => Self::UniqueId,
             "CUSTOM_FLAGS" => Self::CustomFlags,
             "JA3_FINGERPRINT" | "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => Self::Absent,
-            _ if name.starts_with("DOWNSTREAM_PEER_")
-                || name.starts_with("DOWNSTREAM_LOCAL_")
-                || name.starts_with("DOWNSTREAM_TLS_")
-                || name.starts_with("UPSTREAM_PEER_")
-                || name.starts_with("UPSTREAM_LOCAL_")
-                || name.starts_with("UPSTREAM_TLS_") =>
-            {
-                const TLS: [&str; 16] = [
-                    "SUBJECT",
-                    "ISSUER",
-                    "URI_SAN",
-                    "DNS_SAN",
-                    "IP_SAN",
-                    "EMAIL_SAN",
-                    "OTHERNAME_SAN",
-                    "SERIAL",
-                    "FINGERPRINT_256",
-                    "FINGERPRINT_1",
-                    "CERT",
-                    "CERT_V_START",
-                    "CERT_V_END",
-                    "SESSION_ID",
-                    "CIPHER",
-                    "VERSION",
-                ];
-                if !TLS.iter().any(|word| name.ends_with(word)) {
-                    return Err("is not supported".into());
-                }
-                Self::Absent
-            }
-            _ => return Err("is not supported".into()),
+            _ => match TlsOperator::parse(name, argument) {
+                Some(operator) => Self::Tls(operator?),
+                None => return Err("is not supported".into()),
+            },
         })
     }
 
@@ -537,8 +515,11 @@ impl Kind {
             Self::UpstreamTransportFailure => {
                 info.upstream.transport_failure.as_deref().map(|reason| reason.replace(' ', "_").into())
             }
+            // A stream of HTTP came about: nothing had failed.
+            Self::DownstreamTransportFailure if info.protocol.is_some() => None,
             Self::DownstreamTransportFailure => info.connection.transport_failure.borrow().clone().map(Cow::from),
-            Self::RequestedServerName => info.connection.requested_server_name.as_deref().map(Cow::from),
+            Self::Tls(operator) => return operator.write(facts, out),
+            Self::RequestedServerName(which) => which.find(facts),
             Self::TransportProtocol => Some(info.connection.transport_protocol.into()),
             Self::StreamId => info.stream_id.as_deref().map(String::from_utf8_lossy),
             Self::FilterChainName => info.connection.filter_chain.as_deref().filter(|n| !n.is_empty()).map(Cow::from),
