@@ -45,14 +45,15 @@ pub(in crate::upstream) fn assignment(priorities: Vec<Vec<LbEndpoint>>) -> Clust
 #[test]
 fn unchanged_hosts_are_the_same() {
     use HealthStatus::*;
+    let rules = rules(true);
     let first = HostSet::build(
         &assignment(vec![vec![endpoint(1, 1, Unknown), endpoint(2, 1, Unknown), endpoint(3, 1, Unknown)]]),
-        &rules(true),
+        &rules,
         None,
     );
     let second = HostSet::build(
         &assignment(vec![vec![endpoint(2, 1, Unknown), endpoint(3, 5, Unhealthy), endpoint(4, 1, Unknown)]]),
-        &rules(true),
+        &rules,
         Some(&first),
     );
     let (before, after) = (&first.priorities[0].hosts, &second.priorities[0].hosts);
@@ -66,9 +67,10 @@ fn unchanged_hosts_are_the_same() {
 fn an_address_counts_once_with_eds() {
     let twice = assignment(vec![vec![endpoint(1, 1, HealthStatus::Unknown), endpoint(1, 1, HealthStatus::Unknown)]]);
     assert_eq!(HostSet::build(&twice, &rules(true), None).hosts().count(), 1);
-    let set = HostSet::build(&twice, &rules(false), None);
+    let rules = rules(false);
+    let set = HostSet::build(&twice, &rules, None);
     assert_eq!(set.hosts().count(), 2);
-    let again = HostSet::build(&twice, &rules(false), Some(&set));
+    let again = HostSet::build(&twice, &rules, Some(&set));
     assert!(set.hosts().zip(again.hosts()).all(|(a, b)| Arc::ptr_eq(a, b)));
 }
 
