@@ -53,6 +53,8 @@ pub struct TlsParameters {
     pub max: TlsVersion,
     /// Cipher suites of TLS 1.2 by OpenSSL's name, in order of preference.
     pub ciphers: CipherSuites,
+    /// AES-128 and ChaCha20 are equals: what the client prefers is taken.
+    pub has_equal_ciphers: bool,
     /// Key exchange groups by BoringSSL's name, in order of preference; empty: the default ones.
     pub groups: Vec<&'static str>,
     /// Signature algorithms by their names in RFC 8446; empty: the default ones.
@@ -274,6 +276,7 @@ impl TlsParameters {
         let auto = if is_server { TlsVersion::V1_3 } else { TlsVersion::V1_2 };
         let min = version("tls_minimum_protocol_version", tls_minimum_protocol_version, TlsVersion::V1_2, cx);
         let max = version("tls_maximum_protocol_version", tls_maximum_protocol_version, auto, cx);
+        let has_equal_ciphers = cipher_suites.is_empty() || cipher_suites.iter().any(|text| text.contains('['));
         let ciphers = ciphers(&cipher_suites, cx);
         let known_group = |text: &str| {
             let is = |(name, others): &&(&'static str, &[&str])| *name == text || others.contains(&text);
@@ -325,7 +328,7 @@ impl TlsParameters {
         if min > max {
             cx.problem("the minimum protocol version is above the maximum");
         }
-        Some(Self { min, max, ciphers, groups, signature_algorithms, aes_only })
+        Some(Self { min, max, ciphers, has_equal_ciphers, groups, signature_algorithms, aes_only })
     }
 }
 

@@ -171,7 +171,7 @@ impl ClientContext {
 impl ClientRevision {
     fn compile(config: &UpstreamTlsContext, secrets: &dyn Secrets, cx: &mut Context) -> Option<Self> {
         let parameters = &config.common.parameters;
-        let provider = parameters::provider(parameters);
+        let provider = parameters::provider(parameters, false);
         let Material { identities, verifier, watched } = Material::gather(&config.common, secrets, cx)?;
         let identity = identities.into_iter().next();
         let algorithms = provider.signature_verification_algorithms;

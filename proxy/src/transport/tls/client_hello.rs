@@ -137,6 +137,7 @@ impl Start {
     fn may_be_hello(&self) -> bool {
         match self.bytes() {
             [22, 3, _, high, low, ..] if u16::from_be_bytes([*high, *low]) > MOST_IN_RECORD + 256 => false,
+            [22, 3, _, _, _, message, ..] if *message != 1 => false,
             [22] | [22, 3, ..] => true,
             [21, 3, ..] if self.len < 7 => true,
             bytes if bytes.len() < 5 => true,

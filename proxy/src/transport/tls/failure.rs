@@ -70,6 +70,9 @@ impl Failure {
             | [b'P', b'U', b'T', b' ', ..] => (None, library(0x9c, "HTTP_REQUEST")),
             [b'C', b'O', b'N', b'N', b'E', ..] => (None, library(0x9b, "HTTPS_PROXY_REQUEST")),
             [21, 3, _, _, _, _, alert, ..] => (None, alert_words(AlertDescription::from(*alert))),
+            [22, 3, _, high, low, message, ..] if *message != 1 && (*high, *low) <= (0x40, 0xff) => {
+                (Some(AlertDescription::UnexpectedMessage), library(0xdf, "UNEXPECTED_MESSAGE"))
+            }
             [22, 3, ..] => (Some(AlertDescription::RecordOverflow), library(0x92, "ENCRYPTED_LENGTH_TOO_LONG")),
             [20..=23, 3, ..] => (Some(AlertDescription::UnexpectedMessage), library(0xe1, "UNEXPECTED_RECORD")),
             _ => (Some(AlertDescription::ProtocolVersion), library(0xf7, "WRONG_VERSION_NUMBER")),

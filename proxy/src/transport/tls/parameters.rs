@@ -11,10 +11,13 @@ use rustls::{
 use std::sync::Arc;
 use weft_config::tls::{CipherSuites, TlsParameters, TlsVersion};
 
-/// rustls' provider with what a context allows.
-pub fn provider(parameters: &TlsParameters) -> Arc<CryptoProvider> {
+/// rustls' provider with what a context allows; ChaCha20 before AES if that is asked for.
+pub fn provider(parameters: &TlsParameters, chacha_first: bool) -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites = suites(parameters);
+    if chacha_first {
+        provider.cipher_suites.sort_by_key(|suite| !is_chacha(suite.suite()));
+    }
     if !parameters.groups.is_empty() {
         provider.kx_groups = parameters.groups.iter().filter_map(|name| group(name)).collect();
     }
@@ -26,6 +29,22 @@ pub fn provider(parameters: &TlsParameters) -> Arc<CryptoProvider> {
         provider.signature_verification_algorithms.mapping = mapping.leak();
     }
     Arc::new(provider)
+}
+
+/// True if a client prefers ChaCha20 to AES-128, in TLS 1.2.
+pub fn prefers_chacha(offered: &[CipherSuite]) -> bool {
+    let first = offered.iter().find(|suite| is_chacha(**suite) || is_aes_128(**suite));
+    first.is_some_and(|suite| is_chacha(*suite))
+}
+
+fn is_chacha(suite: CipherSuite) -> bool {
+    use CipherSuite as C;
+    matches!(suite, C::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 | C::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256)
+}
+
+fn is_aes_128(suite: CipherSuite) -> bool {
+    use CipherSuite as C;
+    matches!(suite, C::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 | C::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256)
 }
 
 /// The versions that a context allows.

@@ -23,13 +23,13 @@ use aws_lc_rs::digest::{SHA256, digest};
 use rustls::{
     CipherSuite, HandshakeKind, ServerConfig,
     pki_types::{CertificateDer, UnixTime},
-    server::{ClientHello, NoServerSessionStorage, ServerSessionMemoryCache, danger::ClientCertVerifier},
+    server::{ClientHello, NoServerSessionStorage, ServerSessionMemoryCache, StoresServerSessions},
 };
 use std::sync::Arc;
 use tokio_rustls::{StartHandshake, TlsStream};
 use weft_config::{
     Context,
-    tls::{CertificateValidationContext, DownstreamTlsContext, OcspStaplePolicy, TicketKeys},
+    tls::{CertificateValidationContext, DownstreamTlsContext, OcspStaplePolicy, TicketKeys, TlsVersion},
 };
 
 /// Sessions of TLS 1.2 that are remembered by id.
@@ -46,15 +46,33 @@ pub struct ServerContext {
 /// What a context is made of at one moment.
 #[derive(Debug)]
 pub struct ServerRevision {
-    /// For clients of TLS 1.2, and of TLS 1.3.
-    configs: [Configs; 2],
+    /// By [`Order`].
+    configs: [Configs; 3],
+    order_12: Order12,
     speaks_13: bool,
     pub identities: Vec<Arc<Identity>>,
     pub verifier: Option<Arc<Verifier>>,
     pub watched: Option<WatchedFile>,
 }
 
-/// What is the same for all clients of a version.
+/// Whose order of cipher suites counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Ours,
+    OursChaChaFirst,
+    Clients,
+}
+
+/// Whose order counts before TLS 1.3, where it is always the client's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order12 {
+    Ours,
+    /// Ours, but of two equals the one that the client prefers.
+    OursOrEqual,
+    Clients,
+}
+
+/// What is the same for all clients that one order counts for.
 #[derive(Debug)]
 struct Configs {
     with_alpn: Arc<ServerConfig>,
@@ -162,14 +180,12 @@ impl ServerContext {
 impl ServerRevision {
     fn compile(config: &DownstreamTlsContext, secrets: &dyn Secrets, cx: &mut Context) -> Option<Self> {
         let parameters = &config.common.parameters;
-        let provider = parameters::provider(parameters);
         let Material { identities, verifier, watched } = Material::gather(&config.common, secrets, cx)?;
         if config.ocsp_staple_policy == OcspStaplePolicy::MustStaple && identities.iter().any(|id| id.staple.is_none())
         {
             cx.problem_at("tls_certificates", "Required OCSP response is missing from TLS context");
             return None;
         }
-        let algorithms = provider.signature_verification_algorithms;
         let verifier = match verifier {
             None if config.require_client_certificate => {
                 Some(Arc::new(Verifier::compile(&CertificateValidationContext::default(), cx)?))
@@ -177,54 +193,66 @@ impl ServerRevision {
             found => found,
         };
         let asks = |verifier: &&Arc<Verifier>| config.require_client_certificate || verifier.demands_certificate();
-        let client_verifier = verifier.as_ref().filter(asks).map(|verifier| {
-            let required = config.require_client_certificate;
-            Arc::new(ClientVerifier { verifier: verifier.clone(), required, algorithms }) as Arc<dyn ClientCertVerifier>
-        });
-        let builder = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(parameters::versions(parameters))
-            .map_err(|e| cx.problem_at("tls_params", e.to_string()))
-            .ok()?;
-        let builder = match client_verifier {
-            Some(verifier) => builder.with_client_cert_verifier(verifier),
-            None => builder.with_no_client_auth(),
-        };
-        let speaks_13 = parameters.max == weft_config::tls::TlsVersion::V1_3;
-        let selection = Selection::new(identities.clone(), config, speaks_13);
-        let mut tls = builder.with_cert_resolver(Arc::new(selection));
+        let client_verifier = verifier.clone().filter(|verifier| asks(&verifier));
+        let speaks_13 = parameters.max == TlsVersion::V1_3;
+        let selection = Arc::new(Selection::new(identities.clone(), config, speaks_13));
         let lifetime = config.session_timeout.unwrap_or(tickets::DEFAULT_TIMEOUT);
         let shared = match &config.tickets {
             TicketKeys::Shared(keys) => Some(&keys[..]),
             TicketKeys::Sds(secret) => Some(secrets::ticket_keys(secret, secrets, cx)?),
             TicketKeys::Own | TicketKeys::Disabled => None,
         };
-        match (&config.tickets, shared) {
-            (TicketKeys::Disabled, _) => tls.send_tls13_tickets = 0,
+        let ticketer = match (&config.tickets, shared) {
+            (TicketKeys::Disabled, _) => None,
             (_, Some(keys)) => {
                 let keys: Vec<_> = keys.iter().map(|key| &key.data).collect();
-                tls.ticketer = tickets::shared(&keys, binding(config, secrets, &identities), lifetime)?;
+                Some(tickets::shared(&keys, binding(config, secrets, &identities), lifetime)?)
             }
-            (_, None) => tls.ticketer = tickets::own(lifetime).map_err(|e| cx.problem(e.to_string())).ok()?,
-        }
-        tls.session_storage = match config.stateful_resumption {
+            (_, None) => Some(tickets::own(lifetime).map_err(|e| cx.problem(e.to_string())).ok()?),
+        };
+        let session_storage: Arc<dyn StoresServerSessions> = match config.stateful_resumption {
             true => ServerSessionMemoryCache::new(SESSIONS),
             false => Arc::new(NoServerSessionStorage {}),
         };
         let alpn: Vec<Vec<u8>> = config.common.alpn.iter().map(|name| name.to_vec()).collect();
-        // With TLS 1.3 the client's order of suites counts; before that ours does, unless it is told otherwise.
-        let configs = [!config.prefer_client_ciphers, false].map(|ignore_client_order| {
-            tls.ignore_client_order = ignore_client_order;
+        let mut configs = |order: Order| {
+            let provider = parameters::provider(parameters, order == Order::OursChaChaFirst);
+            let algorithms = provider.signature_verification_algorithms;
+            let builder = ServerConfig::builder_with_provider(provider)
+                .with_protocol_versions(parameters::versions(parameters))
+                .map_err(|e| cx.problem_at("tls_params", e.to_string()))
+                .ok()?;
+            let builder = match &client_verifier {
+                Some(verifier) => builder.with_client_cert_verifier(Arc::new(ClientVerifier {
+                    verifier: verifier.clone(),
+                    required: config.require_client_certificate,
+                    algorithms,
+                })),
+                None => builder.with_no_client_auth(),
+            };
+            let mut tls = builder.with_cert_resolver(selection.clone());
+            tls.ignore_client_order = order != Order::Clients;
+            tls.session_storage = session_storage.clone();
+            match &ticketer {
+                Some(ticketer) => tls.ticketer = ticketer.clone(),
+                None => tls.send_tls13_tickets = 0,
+            }
             let without_alpn = Arc::new(tls.clone());
-            let mut with_alpn = tls.clone();
-            with_alpn.alpn_protocols.clone_from(&alpn);
-            Configs { with_alpn: Arc::new(with_alpn), without_alpn }
-        });
-        Some(Self { configs, speaks_13, identities, verifier, watched })
+            tls.alpn_protocols.clone_from(&alpn);
+            Some(Configs { with_alpn: Arc::new(tls), without_alpn })
+        };
+        let configs = [configs(Order::Ours)?, configs(Order::OursChaChaFirst)?, configs(Order::Clients)?];
+        let order_12 = match (config.prefer_client_ciphers, parameters.has_equal_ciphers) {
+            (true, _) => Order12::Clients,
+            (false, true) => Order12::OursOrEqual,
+            (false, false) => Order12::Ours,
+        };
+        Some(Self { configs, order_12, speaks_13, identities, verifier, watched })
     }
 
     /// True if the handshake will be one of TLS 1.3.
     fn is_13(&self, hello: &ClientHello<'_>) -> bool {
-        let suites = &self.configs[1].with_alpn.crypto_provider().cipher_suites;
+        let suites = &self.configs[Order::Clients as usize].with_alpn.crypto_provider().cipher_suites;
         let is_ours =
             |offered: &CipherSuite| suites.iter().any(|ours| ours.suite() == *offered && ours.tls13().is_some());
         self.speaks_13 && hello.cipher_suites().iter().any(is_ours)
@@ -232,8 +260,13 @@ impl ServerRevision {
 
     /// What a client is served by.
     fn config_for(&self, hello: &ClientHello<'_>) -> Arc<ServerConfig> {
-        let [before_13, of_13] = &self.configs;
-        let configs = if self.is_13(hello) { of_13 } else { before_13 };
+        let order = match self.order_12 {
+            _ if self.is_13(hello) => Order::Clients,
+            Order12::Clients => Order::Clients,
+            Order12::OursOrEqual if parameters::prefers_chacha(hello.cipher_suites()) => Order::OursChaChaFirst,
+            Order12::Ours | Order12::OursOrEqual => Order::Ours,
+        };
+        let configs = &self.configs[order as usize];
         let is_ours = |theirs: &[u8]| configs.with_alpn.alpn_protocols.iter().any(|our| our == theirs);
         let overlaps = hello.alpn().is_some_and(|mut offered| offered.any(is_ours));
         if overlaps { &configs.with_alpn } else { &configs.without_alpn }.clone()
