@@ -1,6 +1,7 @@
 //! The process: command line, logs, runtime layers; boot, signals, threads.
 
 pub mod boot;
+mod certificates;
 pub mod cli;
 pub mod control;
 pub mod discovery;

@@ -1,6 +1,6 @@
 //! What the admin API sees of the server, and how it obeys.
 
-use super::{cli, control::Control, logging, worker::Message};
+use super::{certificates, cli, control::Control, logging, worker::Message};
 use crate::{
     admin::{
         Command, ConfigDump, DynamicListener, DynamicResource, ListenerStatus, Resource, RuntimeDump, ServerInfo,
@@ -70,7 +70,10 @@ impl ServerView for Control {
         stats.memory_physical_size.set(memory.physical);
         stats.state.set(self.state.get() as u64);
         stats.live.set(u64::from(self.state.get() == State::Live));
-        stats.days_until_first_cert_expiring.set(u64::from(u32::MAX));
+        let certificates = self.store.borrow().certificates();
+        stats.days_until_first_cert_expiring.set(certificates::days_until_first_ends(&certificates));
+        let staple = certificates::seconds_until_first_staple_ends(&certificates);
+        stats.seconds_until_first_ocsp_response_expiring.set(staple);
     }
 
     fn listeners(&self) -> Vec<ListenerStatus> {
@@ -171,7 +174,7 @@ impl ServerView for Control {
     }
 
     fn certificates(&self) -> Vec<serde_json::Value> {
-        Vec::new()
+        certificates::shown(&self.store.borrow().certificates())
     }
 
     fn runtime(&self) -> RuntimeDump {

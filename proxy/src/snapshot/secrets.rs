@@ -5,6 +5,10 @@
 //! anew with it; if one cannot be, nothing changes. So a handshake sees a certificate, its key, the authorities and the
 //! CRLs of one moment, and a bad secret disturbs nobody.
 
+mod certificates;
+
+pub use certificates::{ContextCertificates, Loaded};
+
 use super::{Store, store::Failure};
 use crate::transport::tls::{ClientContext, Secrets, ServerContext, secrets::WatchedFile};
 use bytes::Bytes;
