@@ -31,15 +31,28 @@ use crate::base::{Certificate, TlsConnection};
 use rustls::{CommonState, HandshakeKind};
 use std::{rc::Rc, sync::Arc, time::Duration};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use verify::Verifier;
+use weft_config::tls::{CommonTlsContext, ValidationSource};
 
-/// Names and ends of validity of what is presented, for [`stats::Expirations`]. What has no name of its own is named as
-/// Envoy does: by the digest of nothing.
-fn expirations(identities: &[Arc<material::Identity>]) -> Vec<(String, i64)> {
+/// Names and ends of validity of what is presented, and of the first authority, for [`stats::Expirations`]. What has no name
+/// of its own is named as Envoy does: by the digest of nothing.
+fn expirations(
+    config: &CommonTlsContext,
+    identities: &[Arc<material::Identity>],
+    verifier: Option<&Arc<Verifier>>,
+) -> Vec<(String, i64)> {
     let named = |name: &str, what: &str| match name {
         "" => format!("unnamed_{what}_e3b0c442"),
         name => name.to_owned(),
     };
-    identities.iter().map(|identity| (named(&identity.name, "cert"), identity.certificate.not_after)).collect()
+    let trusted = match &config.validation {
+        ValidationSource::Sds(secret) | ValidationSource::Combined { dynamic: secret, .. } => &*secret.name,
+        ValidationSource::None | ValidationSource::Here(_) => "",
+    };
+    let authority = verifier.and_then(|verifier| verifier.authorities().first());
+    let authority = authority.map(|authority| (named(trusted, "ca_cert"), authority.certificate.not_after));
+    let own = identities.iter().map(|identity| (named(&identity.name, "cert"), identity.certificate.not_after));
+    own.chain(authority).collect()
 }
 
 /// A peer that was refused has so long to read why.

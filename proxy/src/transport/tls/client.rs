@@ -95,7 +95,8 @@ impl ClientContext {
 
     /// When what it is made of now is no longer valid, by name.
     pub fn expirations(&self) -> Vec<(String, i64)> {
-        self.revision().map(|revision| expirations(revision.identity.as_slice())).unwrap_or_default()
+        let Some(revision) = self.revision() else { return Vec::new() };
+        expirations(&self.config.common, revision.identity.as_slice(), revision.verifier.as_ref())
     }
 
     /// Does the handshake on a connection to a host of the name `hostname`.

@@ -116,7 +116,8 @@ impl ServerContext {
 
     /// When what it is made of now is no longer valid, by name.
     pub fn expirations(&self) -> Vec<(String, i64)> {
-        self.revision().map(|revision| expirations(&revision.identities)).unwrap_or_default()
+        let Some(revision) = self.revision() else { return Vec::new() };
+        expirations(&self.config.common, &revision.identities, revision.verifier.as_ref())
     }
 
     /// Does the handshake on an accepted connection.
