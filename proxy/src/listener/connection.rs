@@ -55,7 +55,8 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
     let cut = found.drain.clone();
     let secured = match &found.tls {
         Some(tls) => tokio::select! {
-            secured = handshake(&mut open, tls, &found.chain, io) => secured,
+            // Boxed: connections without TLS need not have room for it.
+            secured = Box::pin(handshake(&mut open, tls, &found.chain, io)) => secured,
             () = cut.cut() => return,
         },
         None => Ok(io),
