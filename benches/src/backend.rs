@@ -5,18 +5,18 @@ use std::{collections::HashMap, io, net::TcpListener, thread};
 
 const LISTENER: usize = usize::MAX;
 
-/// Serves `S` on `port` of localhost until the process ends.
+/// Serves on `port` of localhost until the process ends, each connection with a session that `make` makes.
 ///
 /// # Errors
 /// The port cannot be had.
-pub fn start<S: Session + Default + 'static>(port: u16) -> io::Result<()> {
+pub fn start<S: Session>(port: u16, make: impl Fn() -> S + Send + 'static) -> io::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", port))?;
     listener.set_nonblocking(true)?;
-    thread::Builder::new().name(format!("backend-{port}")).spawn(move || serve::<S>(&listener))?;
+    thread::Builder::new().name(format!("backend-{port}")).spawn(move || serve(&listener, &make))?;
     Ok(())
 }
 
-fn serve<S: Session + Default>(listener: &TcpListener) -> io::Result<()> {
+fn serve<S: Session>(listener: &TcpListener, make: &dyn Fn() -> S) -> io::Result<()> {
     let mut readiness = Readiness::new()?;
     readiness.add(listener, LISTENER)?;
     let mut connections: HashMap<usize, Connection<S>> = HashMap::new();
@@ -27,7 +27,7 @@ fn serve<S: Session + Default>(listener: &TcpListener) -> io::Result<()> {
         for token in ready.drain(..) {
             if token == LISTENER {
                 while let Ok((stream, _)) = listener.accept() {
-                    let connection = Connection::new(stream, S::default())?;
+                    let connection = Connection::new(stream, make())?;
                     readiness.add(&connection, next)?;
                     connections.insert(next, connection);
                     next += 1;

@@ -1,4 +1,5 @@
-//! The load generator: one thread, in a closed loop (as much as goes) or an open one (at a fixed rate).
+//! The load generator: one thread, in a closed loop (as much as goes, on kept connections or on new ones) or an open one
+//! (at a fixed rate).
 //!
 //! In the open loop a request's latency counts from when it was due, not from when a connection was free for it: what
 //! waits behind a slow response is not left out.
@@ -18,27 +19,23 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A client's side of a protocol.
 pub trait Client: Session {
-    /// Appends what opens a connection.
-    fn open(out: &mut Vec<u8>) -> Self;
     /// Appends a request.
     fn begin(&mut self, out: &mut Vec<u8>);
+
+    /// Appends what is said before the connection is closed.
+    fn end(&mut self, _out: &mut Vec<u8>) {}
 }
 
-impl Client for http1::Client {
-    fn open(_: &mut Vec<u8>) -> Self {
-        Self
-    }
+/// Makes a client's side of a connection, and appends what opens it.
+pub type Open<'a, C> = &'a dyn Fn(&mut Vec<u8>) -> C;
 
+impl Client for http1::Client {
     fn begin(&mut self, out: &mut Vec<u8>) {
         http1::Client::begin(self, out);
     }
 }
 
 impl Client for http2::Client {
-    fn open(out: &mut Vec<u8>) -> Self {
-        Self::new(out)
-    }
-
     fn begin(&mut self, out: &mut Vec<u8>) {
         http2::Client::begin(self, out);
     }
@@ -51,6 +48,8 @@ pub struct Plan {
     pub connections: usize,
     /// Requests at a time on one connection.
     pub depth: usize,
+    /// One request a connection; `depth` is 1 then.
+    pub once: bool,
     pub warm: Duration,
     pub length: Duration,
 }
@@ -69,20 +68,31 @@ struct Load<C> {
 }
 
 impl<C: Client> Load<C> {
-    fn connect(plan: &Plan) -> Result<Self, String> {
+    fn connect(plan: &Plan, open: Open<'_, C>) -> Result<Self, String> {
         let readiness = Readiness::new().map_err(|e| e.to_string())?;
         let connections = (0..plan.connections)
-            .map(|token| {
-                let stream = TcpStream::connect(plan.to).map_err(|e| format!("{}: {e}", plan.to))?;
-                let mut out = Vec::new();
-                let session = C::open(&mut out);
-                let mut connection = Connection::new(stream, session).map_err(|e| e.to_string())?;
-                connection.out = out;
-                readiness.add(&connection, token).map_err(|e| e.to_string())?;
-                Ok(connection)
-            })
+            .map(|token| Self::one(&readiness, token, plan, open))
             .collect::<Result<_, String>>()?;
         Ok(Self { readiness, connections })
+    }
+
+    fn one(readiness: &Readiness, token: usize, plan: &Plan, open: Open<'_, C>) -> Result<Connection<C>, String> {
+        let stream = TcpStream::connect(plan.to).map_err(|e| format!("{}: {e}", plan.to))?;
+        let mut out = Vec::new();
+        let session = open(&mut out);
+        let mut connection = Connection::new(stream, session).map_err(|e| e.to_string())?;
+        connection.out = out;
+        readiness.add(&connection, token).map_err(|e| e.to_string())?;
+        Ok(connection)
+    }
+
+    /// Ends a connection and makes another in its place.
+    fn renew(&mut self, token: usize, plan: &Plan, open: Open<'_, C>) -> Result<(), String> {
+        let old = &mut self.connections[token];
+        old.session.end(&mut old.out);
+        old.flush()?;
+        self.connections[token] = Self::one(&self.readiness, token, plan, open)?;
+        Ok(())
     }
 
     fn begin(&mut self, token: usize, count: usize) -> Result<(), String> {
@@ -94,12 +104,12 @@ impl<C: Client> Load<C> {
     }
 }
 
-/// Keeps `plan.depth` requests out on each connection. `cpu` reads the CPU time of the process under load.
+/// Keeps `plan.depth` requests out on each connection, or one on each of ever new connections. `cpu` reads the CPU time of the process under load.
 ///
 /// # Errors
 /// A connection that failed, a response that was not a 200.
-pub fn closed<C: Client>(plan: &Plan, cpu: &dyn Fn() -> Duration) -> Result<Outcome, String> {
-    let mut load = Load::<C>::connect(plan)?;
+pub fn closed<C: Client>(plan: &Plan, open: Open<'_, C>, cpu: &dyn Fn() -> Duration) -> Result<Outcome, String> {
+    let mut load = Load::connect(plan, open)?;
     for token in 0..plan.connections {
         load.begin(token, plan.depth)?;
     }
@@ -113,6 +123,9 @@ pub fn closed<C: Client>(plan: &Plan, cpu: &dyn Fn() -> Duration) -> Result<Outc
         for token in ready.drain(..) {
             let ended = load.connections[token].receive()?;
             requests += ended as u64;
+            if plan.once && ended > 0 {
+                load.renew(token, plan, open)?;
+            }
             load.begin(token, ended)?;
         }
         let now = Instant::now();
@@ -137,7 +150,7 @@ pub fn closed<C: Client>(plan: &Plan, cpu: &dyn Fn() -> Duration) -> Result<Outc
 pub fn open(plan: &Plan, rate: f64, cpu: &dyn Fn() -> Duration) -> Result<(Outcome, Vec<Duration>), String> {
     // The default slack of 50 us would be in every latency.
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
-    let mut load = Load::<http1::Client>::connect(plan)?;
+    let mut load = Load::<http1::Client>::connect(plan, &|_| http1::Client)?;
     let interval = Duration::from_secs_f64(1.0 / rate);
     let start = Instant::now();
     let (warm, end) = (start + plan.warm, start + plan.warm + plan.length);

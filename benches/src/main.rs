@@ -7,16 +7,20 @@
 #![allow(clippy::print_stdout)] // the table is what this program is for
 
 mod backend;
+mod certificates;
 mod http1;
 mod http2;
 mod load;
 mod machine;
+mod mtls;
 mod peer;
 mod process;
 mod report;
 mod samples;
+mod tls;
 mod wire;
 
+use certificates::Files;
 use clap::Parser;
 use load::{Outcome, Plan};
 use machine::Machine;
@@ -26,12 +30,13 @@ use report::{DIRECT, Report};
 use samples::{Measure, Samples};
 use std::{
     fs,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::ExitCode,
     thread,
     time::Duration,
 };
+use tls::{Ends, Secure};
 
 /// The fixed rate, as a part of what the slowest proxy can do.
 const RATE: f64 = 0.4;
@@ -43,7 +48,7 @@ const SETTLE: Duration = Duration::from_millis(500);
 #[derive(Parser)]
 #[command(about = "Weft and its peers under the same load, alternating in one run")]
 struct Options {
-    /// A short run: less than a minute, more noise
+    /// A short run: about a minute, more noise
     #[arg(long)]
     quick: bool,
     /// Exit with 1 when a floor of Weft against Envoy is missed
@@ -55,6 +60,12 @@ struct Options {
     /// Only the closed loops, start and memory; without the latency at a fixed rate
     #[arg(long)]
     no_latency: bool,
+    /// Without mTLS
+    #[arg(long, conflicts_with = "only_mtls")]
+    no_mtls: bool,
+    /// Nothing but mTLS
+    #[arg(long)]
+    only_mtls: bool,
     #[arg(long)]
     rounds: Option<usize>,
     /// The Weft binary to measure
@@ -63,7 +74,8 @@ struct Options {
     /// Another Weft binary to measure beside it: what a change brings
     #[arg(long)]
     baseline: Option<PathBuf>,
-    /// Only load, so many seconds a protocol, on a proxy that was started by hand (under a profiler, say)
+    /// Only load, so many seconds a measurement, on what listens of a proxy that was started by hand (under a profiler,
+    /// say)
     #[arg(long, value_name = "SECONDS")]
     by_hand: Option<f64>,
 }
@@ -106,6 +118,7 @@ struct Bench {
     peers: Vec<Peer>,
     samples: Samples,
     results: PathBuf,
+    ends: Ends,
 }
 
 fn run(options: &Options) -> Result<bool, String> {
@@ -116,35 +129,48 @@ fn run(options: &Options) -> Result<bool, String> {
         Some(path) => path.clone(),
         None => std::env::current_exe().map_err(|e| e.to_string())?.with_file_name("weft"),
     };
-    let (mut peers, missing) = peer::find(&weft, options.baseline.as_deref(), &here.join("configs"));
+    let configs = here.join("configs");
+    let folder = results.join("certificates");
+    let ends = Ends::new(&Files::in_folder(&folder)?)?;
+    let mtls = mtls::configure(&configs, &folder, &results)?;
+    let (mut peers, missing) = peer::find(&weft, options.baseline.as_deref(), &configs, &mtls);
     for name in missing {
         println!("not installed, left out: {name}");
     }
     if !options.only.is_empty() {
         peers.retain(|peer| options.only.iter().any(|name| name == peer.name));
     }
-    backend::start::<http1::Server>(peer::HTTP1_BACKEND.port()).map_err(|e| format!("backend: {e}"))?;
-    backend::start::<http2::Server>(peer::HTTP2_BACKEND.port()).map_err(|e| format!("backend: {e}"))?;
+    let server = ends.server.clone();
+    backend::start(peer::HTTP1_BACKEND.port(), http1::Server::default)
+        .and_then(|()| backend::start(peer::HTTP2_BACKEND.port(), http2::Server::default))
+        .and_then(|()| {
+            backend::start(peer::MTLS_BACKEND.port(), move || Secure::server(&server, http1::Server::default()))
+        })
+        .map_err(|e| format!("backend: {e}"))?;
 
     if let Some(seconds) = options.by_hand {
-        return by_hand(Duration::from_secs_f64(seconds)).map(|()| true);
+        return by_hand(&ends, Duration::from_secs_f64(seconds)).map(|()| true);
     }
     let machine = Machine::this();
     let busy = Machine::busy();
     if busy > 0.5 {
         println!("the machine is busy (load {busy:.1}): ratios of CPU time still say something, latencies do not");
     }
-    let mut bench = Bench { lengths: Lengths::of(options), peers, samples: Samples::default(), results };
-    for round in 0..bench.lengths.rounds {
-        println!("round {} of {}", round + 1, bench.lengths.rounds);
+    let mut bench = Bench { lengths: Lengths::of(options), peers, samples: Samples::default(), results, ends };
+    let rounds = bench.lengths.rounds;
+    let of = |parts: bool| 0..if parts { rounds } else { 0 };
+    for round in of(!options.only_mtls) {
+        println!("round {} of {rounds}", round + 1);
         bench.throughput(round)?;
     }
     let rate = bench.fixed_rate();
-    if !options.no_latency {
-        for round in 0..bench.lengths.rounds {
-            println!("round {} of {} at {rate:.0} requests a second", round + 1, bench.lengths.rounds);
-            bench.latency(round, rate)?;
-        }
+    for round in of(!options.only_mtls && !options.no_latency) {
+        println!("round {} of {rounds} at {rate:.0} requests a second", round + 1);
+        bench.latency(round, rate)?;
+    }
+    for round in of(!options.no_mtls) {
+        println!("round {} of {rounds} with mTLS", round + 1);
+        bench.mtls(round)?;
     }
 
     let report =
@@ -152,18 +178,26 @@ fn run(options: &Options) -> Result<bool, String> {
     let file = bench.results.join("latest.json");
     fs::write(&file, format!("{:#}\n", report.raw())).map_err(|e| format!("{}: {e}", file.display()))?;
     let (floors, holds) = report.floors();
-    println!("\n{}\n{floors}", report.table());
+    println!("\n{}\n{floors}", report.tables());
     Ok(holds || !options.check)
 }
 
-/// Loads whatever listens, and says how much it was.
-fn by_hand(length: Duration) -> Result<(), String> {
-    let plan = |to, connections, depth| Plan { to, connections, depth, warm: Duration::ZERO, length };
+/// Loads what listens, and says how much it was.
+fn by_hand(ends: &Ends, length: Duration) -> Result<(), String> {
+    let plan = |to, connections, depth| Plan { to, connections, depth, once: false, warm: Duration::ZERO, length };
     let none = || Duration::ZERO;
-    let http1 = load::closed::<http1::Client>(&plan(peer::HTTP1, CONNECTIONS, 1), &none)?;
-    let http2 = load::closed::<http2::Client>(&plan(peer::HTTP2, 1, STREAMS), &none)?;
-    for (name, outcome) in [("HTTP/1.1", http1), ("h2c", http2)] {
+    let listens = |to: SocketAddr| TcpStream::connect(to).is_ok();
+    let say = |name: &str, outcome: Outcome| {
         println!("{name}: {} requests in {:.2} s", outcome.requests, outcome.elapsed.as_secs_f64());
+    };
+    if listens(peer::HTTP1) {
+        say("HTTP/1.1", load::closed(&plan(peer::HTTP1, CONNECTIONS, 1), &|_| http1::Client, &none)?);
+    }
+    if listens(peer::HTTP2) {
+        say("h2c", load::closed(&plan(peer::HTTP2, 1, STREAMS), &http2::Client::new, &none)?);
+    }
+    for case in mtls::CASES.iter().filter(|case| listens(case.to)) {
+        say(case.name, load::closed(&case.plan(Duration::ZERO, length), &case.open(ends), &none)?);
     }
     Ok(())
 }
@@ -177,7 +211,11 @@ impl Bench {
 
     fn start(&self, peer: usize) -> Result<Process, String> {
         let peer = &self.peers[peer];
-        Process::start(&peer.command, peer::HTTP1, &self.results.join(format!("{}.log", peer.name)))
+        self.process(peer, &peer.command)
+    }
+
+    fn process(&self, peer: &Peer, command: &[String]) -> Result<Process, String> {
+        Process::start(command, peer::HTTP1, &self.results.join(format!("{}.log", peer.name)))
     }
 
     /// One round of start, memory, and as much load as goes.
@@ -216,17 +254,17 @@ impl Bench {
         cpu: &dyn Fn() -> Duration,
     ) -> Result<(), String> {
         let plan = self.plan(http1, CONNECTIONS, 1);
-        let outcome = load::closed::<http1::Client>(&plan, cpu)?;
+        let outcome = load::closed(&plan, &|_| http1::Client, cpu)?;
         self.add(name, &outcome, Measure::CpuHttp1, Some(Measure::RateHttp1));
         if let Some(to) = http2 {
-            let outcome = load::closed::<http2::Client>(&self.plan(to, 1, STREAMS), cpu)?;
+            let outcome = load::closed(&self.plan(to, 1, STREAMS), &http2::Client::new, cpu)?;
             self.add(name, &outcome, Measure::CpuHttp2, Some(Measure::RateHttp2));
         }
         Ok(())
     }
 
     fn plan(&self, to: SocketAddr, connections: usize, depth: usize) -> Plan {
-        Plan { to, connections, depth, warm: self.lengths.warm, length: self.lengths.closed }
+        Plan { to, connections, depth, once: false, warm: self.lengths.warm, length: self.lengths.closed }
     }
 
     fn add(&mut self, name: &str, outcome: &Outcome, cpu: Measure, rate: Option<Measure>) {

@@ -7,11 +7,15 @@ use std::{
     process::Command,
 };
 
-/// Where every proxy listens and where the backends are; the files in `configs/` say the same.
+/// Where every proxy listens and where the backends are; the files in `configs/` say the same, and what differs.
 pub const HTTP1: SocketAddr = local(28080);
 pub const HTTP2: SocketAddr = local(28081);
+pub const MTLS: SocketAddr = local(28082);
+pub const MTLS_ONCE: SocketAddr = local(28083);
+pub const MTLS_DEFAULT_GROUPS: SocketAddr = local(28084);
 pub const HTTP1_BACKEND: SocketAddr = local(28090);
 pub const HTTP2_BACKEND: SocketAddr = local(28091);
+pub const MTLS_BACKEND: SocketAddr = local(28092);
 
 const fn local(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
@@ -23,10 +27,13 @@ pub struct Peer {
     pub command: Vec<String>,
     /// It speaks HTTP/2 on both sides.
     pub http2: bool,
+    /// What starts it with mTLS, if that is measured of it.
+    pub mtls: Option<Vec<String>>,
 }
 
-/// All that are installed, Weft first; and the names of those that are not. `baseline` is another Weft.
-pub fn find(weft: &Path, baseline: Option<&Path>, configs: &Path) -> (Vec<Peer>, Vec<String>) {
+/// All that are installed, Weft first; and the names of those that are not. `baseline` is another Weft, `mtls` the
+/// configuration for mTLS.
+pub fn find(weft: &Path, baseline: Option<&Path>, configs: &Path, mtls: &Path) -> (Vec<Peer>, Vec<String>) {
     let baseline = baseline.map(|path| ("baseline", Some(path.to_path_buf()), "envoy.yaml", true));
     let candidates = [
         ("weft", Some(weft.to_path_buf()), "envoy.yaml", true),
@@ -41,12 +48,16 @@ pub fn find(weft: &Path, baseline: Option<&Path>, configs: &Path) -> (Vec<Peer>,
             continue;
         };
         let binary = binary.display().to_string();
-        let config = configs.join(config).display().to_string();
-        let arguments: &[&str] = match name {
-            "weft" | "baseline" => &["-c", &config, "--concurrency", "1", "-l", "error"],
-            "envoy" => &["-c", &config, "--concurrency", "1", "-l", "error", "--disable-hot-restart"],
-            "haproxy" => &["-db", "-f", &config],
-            _ => &["-c", &config],
+        let command = |config: &Path| {
+            let arguments: &[&str] = match name {
+                "weft" | "baseline" => &["--concurrency", "1", "-l", "error", "-c"],
+                "envoy" => &["--concurrency", "1", "-l", "error", "--disable-hot-restart", "-c"],
+                "haproxy" => &["-db", "-f"],
+                _ => &["-c"],
+            };
+            let config = config.display().to_string();
+            let words = std::iter::once(binary.as_str()).chain(arguments.iter().copied()).chain([config.as_str()]);
+            words.map(str::to_owned).collect()
         };
         let version = match name {
             // Weft says Envoy's version, for those who ask an Envoy for it.
@@ -54,8 +65,8 @@ pub fn find(weft: &Path, baseline: Option<&Path>, configs: &Path) -> (Vec<Peer>,
             "envoy" => version(&binary, "--version"),
             _ => version(&binary, "-v"),
         };
-        let command = std::iter::once(binary.as_str()).chain(arguments.iter().copied()).map(str::to_owned).collect();
-        peers.push(Peer { name, version, command, http2 });
+        let mtls = matches!(name, "weft" | "baseline" | "envoy").then(|| command(mtls));
+        peers.push(Peer { name, version, command: command(&configs.join(config)), http2, mtls });
     }
     (peers, missing)
 }

@@ -12,12 +12,15 @@ use std::fmt::Write;
 pub const DIRECT: &str = "direct";
 
 /// What must hold of Weft against Envoy: the most that the ratio may be.
-const FLOORS: [(&str, Measure, f64); 5] = [
+const FLOORS: [(&str, Measure, f64); 8] = [
     ("CPU a request, HTTP/1.1", Measure::CpuHttp1, 0.40),
     ("CPU a request, h2c", Measure::CpuHttp2, 0.40),
     ("p99 at a fixed rate", Measure::P99, 1.00),
     ("idle resident memory", Measure::Rss, 0.25),
     ("start to first request", Measure::Start, 0.20),
+    ("CPU a request, mTLS on both sides", Measure::CpuMtls, 0.35),
+    ("CPU a new mTLS connection", Measure::CpuNew, 0.70),
+    ("CPU a new mTLS connection on both sides", Measure::CpuNewBoth, 0.70),
 ];
 
 pub struct Report<'a> {
@@ -30,13 +33,52 @@ pub struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Markdown: one row a proxy, in brackets the median of the rounds' ratios to Envoy with their extremes.
-    pub fn table(&self) -> String {
+    /// Markdown: one row a proxy, in brackets the median of the rounds' ratios to Envoy with their extremes; what was
+    /// not measured of any is left out.
+    pub fn tables(&self) -> String {
+        let measured = |measure| self.peers.iter().any(|peer| !self.samples.of(peer.name, measure).is_empty());
+        let mut text =
+            format!("{}; {} rounds, medians; [x Envoy of the same round, least-most]\n", self.machine, self.rounds);
+        if measured(Measure::CpuHttp1) {
+            text += &self.plain();
+        }
+        if measured(Measure::CpuMtls) {
+            text += &self.mtls();
+        }
+        text
+    }
+
+    fn mtls(&self) -> String {
+        let mut text =
+            "\n| mTLS | CPU us/req | CPU us/new connection | the same on both sides | with default groups | req/s | \
+                        new connections/s |\n|---|---|---|---|---|---|---|\n"
+                .to_owned();
+        let peers = self.peers.iter().filter(|peer| peer.mtls.is_some()).map(|peer| peer.name);
+        for name in peers.chain([DIRECT]) {
+            let cell = |measure| self.cell(name, measure, 1.0, 1);
+            let number = |measure| {
+                self.samples.middle(name, measure).map_or("-".to_owned(), |middle| format!("{:.0}", middle.median))
+            };
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {} | {} | {} |",
+                if name == DIRECT { "no proxy" } else { name },
+                cell(Measure::CpuMtls),
+                cell(Measure::CpuNew),
+                cell(Measure::CpuNewBoth),
+                cell(Measure::CpuNewDefault),
+                number(Measure::RateMtls),
+                number(Measure::RateNew),
+            );
+        }
+        text
+    }
+
+    fn plain(&self) -> String {
         let mut text = format!(
-            "{}; {} rounds, medians; [x Envoy of the same round, least-most]\n\n\
-             | | CPU us/req HTTP/1.1 | CPU us/req h2c | p50 us | p99 us at {:.0}/s | CPU us/req at that rate | \
+            "\n| | CPU us/req HTTP/1.1 | CPU us/req h2c | p50 us | p99 us at {:.0}/s | CPU us/req at that rate | \
              idle RSS MiB (PSS) | start ms | req/s HTTP/1.1 | req/s h2c |\n|---|---|---|---|---|---|---|---|---|---|\n",
-            self.machine, self.rounds, self.rate
+            self.rate
         );
         let names = self.peers.iter().map(|peer| (peer.name, format!("{} {}", peer.name, peer.version)));
         for (name, title) in names.chain([(DIRECT, "no proxy".to_owned())]) {

@@ -22,10 +22,22 @@ pub enum Measure {
     Pss,
     /// Milliseconds from exec to the first response.
     Start,
+    /// Microseconds a request, HTTP/1.1 in mTLS on both sides, connections kept.
+    CpuMtls,
+    /// Requests a second of that.
+    RateMtls,
+    /// Microseconds a connection with one request in it, mTLS; those to the backend are kept.
+    CpuNew,
+    /// Connections a second of that.
+    RateNew,
+    /// The same with a new connection to the backend too.
+    CpuNewBoth,
+    /// The same as `CpuNew` with the proxy's default groups.
+    CpuNewDefault,
 }
 
 impl Measure {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 16] = [
         Self::CpuHttp1,
         Self::CpuHttp2,
         Self::RateHttp1,
@@ -36,6 +48,12 @@ impl Measure {
         Self::Rss,
         Self::Pss,
         Self::Start,
+        Self::CpuMtls,
+        Self::RateMtls,
+        Self::CpuNew,
+        Self::RateNew,
+        Self::CpuNewBoth,
+        Self::CpuNewDefault,
     ];
 
     /// Its name in the results file.
@@ -51,6 +69,12 @@ impl Measure {
             Self::Rss => "idle_rss_bytes",
             Self::Pss => "idle_pss_bytes",
             Self::Start => "start_ms",
+            Self::CpuMtls => "mtls_cpu_us",
+            Self::RateMtls => "mtls_rps",
+            Self::CpuNew => "mtls_new_cpu_us",
+            Self::RateNew => "mtls_new_cps",
+            Self::CpuNewBoth => "mtls_new_both_cpu_us",
+            Self::CpuNewDefault => "mtls_new_default_cpu_us",
         }
     }
 }
