@@ -55,8 +55,8 @@ impl Crls {
         self.by_issuer.is_empty()
     }
 
-    /// Looks up the certificates of a path.
-    pub(super) fn check(&self, path: &[&Parsed], now: i64, budget: &mut Budget) -> Result<(), Fault> {
+    /// Looks up the certificates of a path. `now`: `None` if validity in time does not count.
+    pub(super) fn check(&self, path: &[&Parsed], now: Option<i64>, budget: &mut Budget) -> Result<(), Fault> {
         let count = if self.only_leaf { 1 } else { path.len() };
         for (depth, certificate) in path.iter().enumerate().take(count) {
             // The last one answers for itself if it is a root; else who would answer is not known.
@@ -70,7 +70,7 @@ impl Crls {
         &self,
         certificate: &Parsed,
         issuer: Option<&Parsed>,
-        now: i64,
+        now: Option<i64>,
         budget: &mut Budget,
     ) -> Result<(), FaultKind> {
         let of_issuer = |crl: &&Crl| match (&crl.authority_key_id, issuer.and_then(|it| it.subject_key_id.as_ref())) {
@@ -78,8 +78,9 @@ impl Crls {
             _ => true,
         };
         let lists = self.by_issuer.get(&certificate.issuer).into_iter().flatten().filter(of_issuer);
-        // One that is valid now if there is one, the newest of these.
+        // One that is valid now if there is one, the newest of these, the first of those.
         let crl = lists
+            .rev()
             .max_by_key(|crl| (crl.validity(now).is_ok(), !crl.has_unknown_critical, crl.this_update))
             .ok_or(FaultKind::NoCrl)?;
         let issuer = issuer.ok_or(FaultKind::NoCrl)?;
@@ -137,7 +138,8 @@ impl Crl {
         })
     }
 
-    fn validity(&self, now: i64) -> Result<(), FaultKind> {
+    fn validity(&self, now: Option<i64>) -> Result<(), FaultKind> {
+        let Some(now) = now else { return Ok(()) };
         if now < self.this_update {
             return Err(FaultKind::CrlNotYetValid);
         }

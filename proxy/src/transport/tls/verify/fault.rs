@@ -91,11 +91,10 @@ impl FaultKind {
                 CertificateError::UnknownIssuer
             }
             Expired | CrlExpired => CertificateError::Expired,
-            NotYetValid => CertificateError::NotValidYet,
+            NotYetValid | CrlNotYetValid => CertificateError::NotValidYet,
             BadSignature | CrlSignature => CertificateError::BadSignature,
             Purpose => CertificateError::InvalidPurpose,
             Revoked => CertificateError::Revoked,
-            CrlNotYetValid => CertificateError::BadEncoding,
             UnsupportedSignature
             | CriticalExtension
             | InvalidExtension

@@ -113,7 +113,7 @@ pub fn verify<'a>(
     let path = builder.path;
     check_extensions(&path, demands)?;
     if let Some(crls) = demands.crls {
-        crls.check(&path, demands.now, budget)?;
+        crls.check(&path, (!demands.allow_expired).then_some(demands.now), budget)?;
     }
     // The anchor's end comes first, as signatures are checked from there.
     for (depth, certificate) in path.iter().enumerate().rev().filter(|_| !demands.allow_expired) {
