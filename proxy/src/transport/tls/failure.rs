@@ -137,6 +137,7 @@ fn words(error: &Error) -> String {
             | PeerIncompatible::Tls12NotOfferedOrEnabled => (0xf0, "UNSUPPORTED_PROTOCOL"),
             _ => (0x89, "DECODE_ERROR"),
         },
+        Error::PeerMisbehaved(PeerMisbehaved::BadCertChainExtensions) => (0x12e, "KEY_USAGE_BIT_INCORRECT"),
         Error::PeerMisbehaved(PeerMisbehaved::InvalidCertCompression) => (0x89, "DECODE_ERROR"),
         Error::PeerMisbehaved(_) => (0xdf, "UNEXPECTED_MESSAGE"),
         Error::AlertReceived(alert) => return alert_words(*alert),

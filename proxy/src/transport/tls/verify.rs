@@ -93,6 +93,9 @@ impl std::error::Error for Refusal {}
 pub struct Verifier {
     config: CertificateValidationContext,
     trust: Trust,
+    crls: Option<Crls>,
+    /// The name that is asked for takes the place of the matchers.
+    names_replace_matchers: bool,
     /// A matcher speaks of SPIFFE IDs: what it lets through must be an SVID.
     wants_svids: bool,
     hints: Vec<DistinguishedName>,
@@ -105,10 +108,7 @@ pub struct Verifier {
 enum Trust {
     /// Chains are not asked for.
     Nothing,
-    Anchors {
-        anchors: Anchors,
-        crls: Option<Crls>,
-    },
+    Anchors(Anchors),
     /// By trust domain.
     Domains(Domains),
 }
@@ -116,32 +116,43 @@ enum Trust {
 impl Verifier {
     /// Compiles a context; `None` if a problem was reported.
     pub fn compile(config: &CertificateValidationContext, cx: &mut Context) -> Option<Self> {
-        let (mut hints, mut authorities) = (Vec::new(), Vec::new());
-        let trust = match (&config.spiffe, &config.trusted_ca) {
+        let crls = match &config.crl {
+            Some(source) => Some(trust::crls(source, config.only_verify_leaf_cert_crl, cx)?),
+            None => None,
+        };
+        let (trust, authorities) = match (&config.spiffe, &config.trusted_ca) {
             (Some(spiffe), _) => {
-                let (domains, found) = trust::domains(spiffe, cx)?;
-                authorities = found;
-                Trust::Domains(domains)
+                let (domains, authorities) = trust::domains(spiffe, cx)?;
+                (Trust::Domains(domains), authorities)
             }
             (None, Some(source)) => {
-                let certificates = cx.field("trusted_ca", |cx| trust::certificates(source, cx));
-                let crls = match &config.crl {
-                    Some(source) => Some(trust::crls(source, config.only_verify_leaf_cert_crl, cx)?),
-                    None => None,
-                };
-                let certificates = certificates?;
-                authorities = Authority::all(&certificates, None, source.filename.as_deref());
-                let mut seen = HashSet::new();
-                let subjects = certificates.iter().map(|certificate| &certificate.subject);
-                let subjects = subjects.filter(|subject| !config.suppress_client_ca_list && seen.insert(*subject));
-                hints = subjects.map(|subject| DistinguishedName::from(subject.to_vec())).collect();
-                Trust::Anchors { anchors: Anchors::new(certificates), crls }
+                let certificates = cx.field("trusted_ca", |cx| trust::certificates(source, cx))?;
+                let authorities = Authority::all(&certificates, None, source.filename.as_deref());
+                (Trust::Anchors(Anchors::new(certificates)), authorities)
             }
-            (None, None) => Trust::Nothing,
+            (None, None) => (Trust::Nothing, Vec::new()),
         };
+        let mut seen = HashSet::new();
+        let subjects = authorities.iter().map(|authority| &authority.subject);
+        let subjects = subjects.filter(|subject| !config.suppress_client_ca_list && seen.insert(*subject));
+        let hints = subjects.map(|subject| DistinguishedName::from(subject.to_vec())).collect();
         let wants_svids = config.sans.iter().any(speaks_of_spiffe);
         let algorithms = webpki::ALL_VERIFICATION_ALGS;
-        Some(Self { config: config.clone(), trust, wants_svids, hints, authorities, algorithms })
+        Some(Self {
+            config: config.clone(),
+            trust,
+            crls,
+            names_replace_matchers: false,
+            wants_svids,
+            hints,
+            authorities,
+            algorithms,
+        })
+    }
+
+    /// A name that is asked for takes the place of the matchers from now on (`auto_sni_san_validation`).
+    pub fn let_names_replace_matchers(&mut self) {
+        self.names_replace_matchers = true;
     }
 
     /// Verifies a chain at `now`. `name` is one that the certificate must be for besides all else
@@ -157,7 +168,7 @@ impl Verifier {
         name: Option<&str>,
         now: UnixTime,
     ) -> Result<Verified, Refusal> {
-        if self.demands_certificate() {
+        if self.demands_certificate() || name.is_some() {
             key_usage::check(leaf)?;
         }
         self.verify_but_key_usage(peer, leaf, intermediates, name, now)
@@ -198,21 +209,23 @@ impl Verifier {
         if leaf.key.rsa_bits.is_some_and(|bits| bits < path::MIN_RSA_BITS) {
             return Err(FaultKind::WeakKey.at(0).into());
         }
-        let svid = |why| Refusal::new(Demand::Chain, format!("SPIFFE: {why}"));
-        let (anchors, crls) = match &self.trust {
-            Trust::Nothing => (None, None),
-            Trust::Anchors { anchors, crls } => (Some(anchors), crls.as_ref()),
+        let svid = |why: &str| Refusal::new(Demand::Chain, why.to_owned());
+        let anchors = match &self.trust {
+            Trust::Nothing => None,
+            Trust::Anchors(anchors) => Some(anchors),
             Trust::Domains(domains) => {
+                spiffe::check_leaf(&leaf).map_err(|_| svid("cert precheck"))?;
                 let id = spiffe::id(&leaf).map_err(svid)?;
-                spiffe::check_leaf(&leaf).map_err(svid)?;
-                (Some(domains.get(id.trust_domain).ok_or_else(|| svid("the trust domain is not trusted"))?), None)
+                Some(domains.get(id.trust_domain).ok_or_else(|| svid(spiffe::NO_BUNDLE))?)
             }
         };
         if let Some(anchors) = anchors {
             let presented = parse_all(intermediates)?;
             let demands = Demands {
                 anchors,
-                crls,
+                crls: self.crls.as_ref(),
+                // Of several trust domains, one may have lists and another none.
+                all_crls: self.config.spiffe.is_none(),
                 now: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
                 peer,
                 allow_expired: self.config.allow_expired_certificate,
@@ -225,13 +238,21 @@ impl Verifier {
             }
             verified = Verified::Trusted;
         }
-        if let Some(name) = name {
-            if !san::is_for(name, &leaf) {
-                return Err(Refusal::new(Demand::San, unmatched("verify SAN list", &leaf)));
+        // The SPIFFE validator asks for an ID in place of a name.
+        let name = name.filter(|_| self.config.spiffe.is_none());
+        match name.map(|name| (name, san::is_for(name, &leaf))) {
+            Some((_, true)) => verified = Verified::Trusted,
+            Some((_, false)) if self.names_replace_matchers => return Err(Refusal::unmatched(&leaf)),
+            Some((name, false)) => {
+                let names = names_of(&leaf);
+                let why = format!("verify SAN list, expected SANs: [{name}], certificate SANs: [{names}]");
+                return Err(Refusal::new(Demand::San, why));
             }
-            verified = Verified::Trusted;
+            None => {}
         }
-        self.check_names(&leaf)?;
+        if name.is_none() || !self.names_replace_matchers {
+            self.check_names(&leaf)?;
+        }
         let pins = (&self.config.certificate_pins, &self.config.spki_pins);
         if !pins.0.is_empty() || !pins.1.is_empty() {
             let is_pinned = |pins: &[[u8; 32]], data: &[u8]| {
@@ -252,10 +273,13 @@ impl Verifier {
         let counts = |matcher: &&SanMatcher| self.config.spiffe.is_none() || matcher.kind == SanType::Uri;
         let mut matchers = self.config.sans.iter().filter(counts).peekable();
         if matchers.peek().is_some() && !matchers.any(|matcher| san::matches(matcher, leaf)) {
-            return Err(Refusal::new(Demand::San, unmatched("SAN matcher", leaf)));
+            return Err(match self.config.spiffe {
+                Some(_) => Refusal::new(Demand::San, "SAN match".to_owned()),
+                None => Refusal::unmatched(leaf),
+            });
         }
         if self.config.spiffe.is_none() && self.wants_svid_of(leaf) {
-            let svid = |why| Refusal::new(Demand::San, format!("SPIFFE: {why}"));
+            let svid = |why: &str| Refusal::new(Demand::San, why.to_owned());
             spiffe::id(leaf).map_err(svid)?;
             spiffe::check_leaf(leaf).map_err(svid)?;
         }
@@ -284,7 +308,7 @@ impl Verifier {
     pub fn trust_domains(&self) -> impl Iterator<Item = &str> {
         let domains = match &self.trust {
             Trust::Domains(domains) => Some(domains),
-            Trust::Nothing | Trust::Anchors { .. } => None,
+            Trust::Nothing | Trust::Anchors(_) => None,
         };
         domains.into_iter().flat_map(|domains| domains.keys().map(String::as_str))
     }
@@ -299,12 +323,10 @@ impl Verifier {
     }
 }
 
-/// No name is one that was asked for by `what`.
-fn unmatched(what: &str, leaf: &Parsed) -> String {
-    // Of a peer's choosing: it must not grow without bounds.
+/// A certificate's names for a log. They are a peer's choice: only so many are told.
+fn names_of(leaf: &Parsed) -> String {
     const MOST: usize = 20;
-    let names: Vec<_> = leaf.names.iter().take(MOST).map(Name::to_string).collect();
-    format!("{what}, certificate SANs are [{}]", names.join(", "))
+    leaf.names.iter().take(MOST).map(Name::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// True for a matcher of URIs whose pattern has the scheme of SPIFFE IDs in it.
@@ -322,6 +344,11 @@ impl Refusal {
     fn new(demand: Demand, why: String) -> Self {
         let details = format!("verify cert failed: {why}");
         Self { demand, error: CertificateError::Other(OtherError(Arc::new(Why(details.clone())))), details }
+    }
+
+    /// None of the names is one that a matcher asks for.
+    fn unmatched(leaf: &Parsed) -> Self {
+        Self::new(Demand::San, format!("SAN matcher, certificate SANs are [{}]", names_of(leaf)))
     }
 
     fn malformed(depth: usize, why: &str) -> Self {

@@ -55,6 +55,11 @@ impl Crls {
         self.by_issuer.is_empty()
     }
 
+    /// True if an issuer of a certificate of the path has a list here.
+    pub(super) fn are_of(&self, path: &[&Parsed]) -> bool {
+        path.iter().any(|certificate| self.by_issuer.contains_key(&certificate.issuer))
+    }
+
     /// Looks up the certificates of a path. `now`: `None` if validity in time does not count.
     pub(super) fn check(&self, path: &[&Parsed], now: Option<i64>, budget: &mut Budget) -> Result<(), Fault> {
         let count = if self.only_leaf { 1 } else { path.len() };

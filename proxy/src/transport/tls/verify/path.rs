@@ -57,6 +57,8 @@ impl Anchors {
 pub struct Demands<'a> {
     pub anchors: &'a Anchors,
     pub crls: Option<&'a Crls>,
+    /// Lists are asked even where none is by an issuer of the path.
+    pub all_crls: bool,
     /// Seconds since the epoch.
     pub now: i64,
     pub peer: Peer,
@@ -112,7 +114,8 @@ pub fn verify<'a>(
     builder.extend(demands.anchors.contains(leaf))?;
     let path = builder.path;
     check_extensions(&path, demands)?;
-    if let Some(crls) = demands.crls {
+    let asks = |crls: &&Crls| demands.all_crls || crls.are_of(&path);
+    if let Some(crls) = demands.crls.filter(asks) {
         crls.check(&path, (!demands.allow_expired).then_some(demands.now), budget)?;
     }
     // The anchor's end comes first, as signatures are checked from there.

@@ -15,6 +15,9 @@ const MAX_ID: usize = 2048;
 const MAX_TRUST_DOMAIN: usize = 255;
 const SCHEME: &str = "spiffe://";
 
+/// Envoy's words for a certificate of which no bundle can be told, or whose trust domain has none.
+pub const NO_BUNDLE: &str = "no trust bundle store";
+
 /// A SPIFFE ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpiffeId<'a> {
@@ -30,12 +33,12 @@ impl<'a> SpiffeId<'a> {
     /// Which rule it breaks.
     pub fn parse(text: &'a str) -> Result<Self, &'static str> {
         if text.len() > MAX_ID {
-            return Err("the URI is longer than 2048 bytes");
+            return Err("SPIFFE ID of more than 2048 bytes");
         }
-        let rest = text.strip_prefix(SCHEME).ok_or("the URI is no SPIFFE ID")?;
+        let rest = text.strip_prefix(SCHEME).ok_or(NO_BUNDLE)?;
         let (trust_domain, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         if !is_trust_domain(trust_domain) {
-            return Err("the SPIFFE ID has a malformed trust domain");
+            return Err(NO_BUNDLE);
         }
         let is_segment = |segment: &str| {
             let is_allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
@@ -43,7 +46,7 @@ impl<'a> SpiffeId<'a> {
         };
         match path.strip_prefix('/').is_none_or(|path| path.split('/').all(is_segment)) {
             true => Ok(Self { trust_domain, path }),
-            false => Err("the SPIFFE ID has a malformed path"),
+            false => Err("SPIFFE ID with a malformed path"),
         }
     }
 }
@@ -67,14 +70,14 @@ pub fn id(certificate: &Parsed) -> Result<SpiffeId<'_>, &'static str> {
     let mut uris = certificate.names.iter().filter(|name| name.is_uri());
     let uri = match (uris.next(), uris.next()) {
         (Some(Name::Uri(uri)), None) => uri,
-        (None, _) => return Err("the certificate has no URI SAN"),
-        (Some(_), None) => return Err("the URI SAN cannot be read"),
-        (Some(_), Some(_)) => return Err("the certificate has more than one URI SAN"),
+        (None, _) => return Err(NO_BUNDLE),
+        (Some(_), None) => return Err("URI SAN that cannot be read"),
+        (Some(_), Some(_)) => return Err("more than one URI SAN"),
     };
     let id = SpiffeId::parse(uri)?;
     match id.path.is_empty() {
         false => Ok(id),
-        true => Err("the SPIFFE ID has no path"),
+        true => Err(NO_BUNDLE),
     }
 }
 
@@ -84,14 +87,14 @@ pub fn id(certificate: &Parsed) -> Result<SpiffeId<'_>, &'static str> {
 /// Which rule it breaks.
 pub fn check_leaf(certificate: &Parsed) -> Result<(), &'static str> {
     match certificate.basic_constraints {
-        None => return Err("the certificate has no basic constraints"),
+        None => return Err("no basic constraints"),
         Some(constraints) if constraints.is_ca => return Err("a CA certificate is no SVID"),
         Some(_) => {}
     }
     match certificate.key_usage {
-        None => Err("the certificate has no key usage"),
+        None => Err("no key usage"),
         Some(usage) if usage & (KEY_CERT_SIGN | CRL_SIGN) != 0 => Err("a signing certificate is no SVID"),
-        Some(usage) if usage & DIGITAL_SIGNATURE == 0 => Err("the key usage has no digital signature"),
+        Some(usage) if usage & DIGITAL_SIGNATURE == 0 => Err("no digital signature in the key usage"),
         Some(_) => Ok(()),
     }
 }
@@ -106,7 +109,7 @@ pub fn check_issuer(certificate: &Parsed) -> Result<(), &'static str> {
         _ => false,
     };
     match certificate.names.iter().any(has_path) {
-        true => Err("a signing certificate has the SPIFFE ID of a workload"),
+        true => Err("signing certificate with the SPIFFE ID of a workload"),
         false => Ok(()),
     }
 }

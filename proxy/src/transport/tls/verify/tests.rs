@@ -349,3 +349,15 @@ fn mutations_are_refused_without_a_panic() {
         let _ = bundle::parse(&mutate(json.as_bytes()));
     }
 }
+
+#[test]
+fn trust_domains_may_have_lists_or_not() {
+    let (ca, other) = (Ca::root("example.org"), Ca::root("other.org"));
+    let (good, bad) = (ca.leaf(|_| ()), ca.leaf(|_| ()));
+    let theirs = other.leaf(|params| params.subject_alt_names = uris(&["spiffe://other.org/a"]));
+    let crl = Some(pem(ca.crl(&[&bad], HOUR)));
+    let config = CertificateValidationContext { crl, ..spiffe(&[("example.org", &ca), ("other.org", &other)]) };
+    assert_eq!(alert_of(&config, &good), None);
+    assert_eq!(alert_of(&config, &bad), Some(REVOKED));
+    assert_eq!(alert_of(&config, &theirs), None);
+}

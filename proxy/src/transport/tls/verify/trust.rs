@@ -20,12 +20,15 @@ pub struct Authority {
     pub trust_domain: Option<Arc<str>>,
     /// The file that it is from.
     pub path: Option<Arc<str>>,
+    /// Its name as it is encoded.
+    pub subject: Box<[u8]>,
 }
 
 impl Authority {
     fn new(parsed: &Parsed, trust_domain: Option<&str>, path: Option<&str>) -> Option<Self> {
         let certificate = Arc::new(Certificate::parse(&parsed.der).ok()?);
-        Some(Self { certificate, trust_domain: trust_domain.map(Arc::from), path: path.map(Arc::from) })
+        let subject = parsed.subject.clone();
+        Some(Self { certificate, trust_domain: trust_domain.map(Arc::from), path: path.map(Arc::from), subject })
     }
 
     /// All of one source.
