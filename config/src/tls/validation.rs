@@ -124,9 +124,13 @@ impl CertificateValidationContext {
             suppress_client_ca_list,
         } = p;
         cx.unsupported_if("ca_certificate_provider_instance", ca_certificate_provider_instance.is_some());
-        cx.unsupported_if("system_root_certs", system_root_certs.is_some());
         cx.unsupported_if("require_signed_certificate_timestamp", require_signed_certificate_timestamp == Some(true));
-        let trusted_ca = optional("trusted_ca", trusted_ca, cx)?;
+        let trusted_ca = match (optional("trusted_ca", trusted_ca, cx)?, system_root_certs) {
+            (None, Some(pb::certificate_validation_context::SystemRootCerts {})) => {
+                Some(cx.field("system_root_certs", system_roots)?)
+            }
+            (given, _) => given,
+        };
         let crl = optional("crl", crl, cx)?;
         let spki_pins = cx.elements("verify_certificate_spki", verify_certificate_spki, |cx, text| {
             let pin = base64(&text).and_then(|bytes| bytes.try_into().ok());
@@ -205,6 +209,25 @@ impl CertificateValidationContext {
         let sources = [self.trusted_ca.as_ref(), self.crl.as_ref()].into_iter().flatten();
         sources.filter_map(|source| source.filename.as_deref())
     }
+}
+
+/// Where systems keep the authorities that they trust.
+const SYSTEM_ROOTS: [&str; 6] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+    "/usr/local/etc/ssl/cert.pem",
+];
+
+/// The authorities that this system trusts.
+fn system_roots(cx: &mut Context) -> Option<DataSource> {
+    let found = SYSTEM_ROOTS.iter().find_map(|path| Some((path, std::fs::read(path).ok()?)));
+    if found.is_none() {
+        cx.problem(format!("found none of {}", SYSTEM_ROOTS.join(", ")));
+    }
+    found.map(|(path, data)| DataSource { data: data.into(), filename: Some((*path).to_owned()) })
 }
 
 /// The data of an optional field; the outer `None` if a problem was reported.
