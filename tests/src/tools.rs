@@ -63,6 +63,16 @@ pub fn h2spec() -> Option<PathBuf> {
     found
 }
 
+/// SPIRE's server and agent.
+pub fn spire() -> Option<(PathBuf, PathBuf)> {
+    let [server, agent] = ["spire-server", "spire-agent"].map(|name| venv().join("bin").join(name));
+    let found = (server.is_file() && agent.is_file()).then_some((server, agent));
+    if found.is_none() {
+        skipped("there is no SPIRE (make tools)");
+    }
+    found
+}
+
 /// Says that a test cannot run here, past the test runner, which keeps to itself what tests print.
 pub fn skipped(why: &str) {
     let test = std::thread::current();

@@ -2,7 +2,7 @@
 //!
 //! Written by the owner of the configuration, read by every stream. A stream is woken by every change and compares.
 
-use super::snapshot::Snapshot;
+use super::snapshot::{Resource, Snapshot};
 use crate::{envoy::config::core::v3::Node, resource::ResourceType};
 use std::{
     collections::BTreeMap,
@@ -27,11 +27,19 @@ pub enum Event {
 type Groups = dyn Fn(&Node) -> Vec<String> + Send + Sync;
 type Listener = dyn Fn(Event) + Send + Sync;
 
+#[derive(Default)]
+struct Parts {
+    given: BTreeMap<String, Arc<Snapshot>>,
+    beside: BTreeMap<String, Snapshot>,
+}
+
 /// Snapshots by group of nodes.
 pub struct SnapshotCache {
     groups: Box<Groups>,
     on_event: Box<Listener>,
     snapshots: RwLock<Arc<BTreeMap<String, Arc<Snapshot>>>>,
+    /// What `set` and `set_all` said, and what is there beside it.
+    parts: RwLock<Parts>,
     changed: watch::Sender<u64>,
 }
 
@@ -43,6 +51,7 @@ impl SnapshotCache {
             groups: Box::new(groups),
             on_event: Box::new(|_| {}),
             snapshots: RwLock::default(),
+            parts: RwLock::default(),
             changed: watch::Sender::default(),
         }
     }
@@ -63,19 +72,28 @@ impl SnapshotCache {
 
     /// Sets what a group gets.
     pub fn set(&self, group: &str, snapshot: Snapshot) {
-        let mut all = BTreeMap::clone(&self.all());
-        all.insert(group.to_owned(), Arc::new(snapshot));
-        self.replace(all);
+        self.change(|parts| drop(parts.given.insert(group.to_owned(), Arc::new(snapshot))));
     }
 
     /// Sets all groups at once; a group that is not among them is no more.
     pub fn set_all(&self, snapshots: BTreeMap<String, Snapshot>) {
-        let before = self.all();
-        let keep = |(group, snapshot): (String, Snapshot)| match before.get(&group) {
-            Some(old) if **old == snapshot => (group, old.clone()),
-            _ => (group, Arc::new(snapshot)),
-        };
-        self.replace(snapshots.into_iter().map(keep).collect());
+        self.change(|parts| {
+            let before = std::mem::take(&mut parts.given);
+            let keep = |(group, snapshot): (String, Snapshot)| match before.get(&group) {
+                Some(old) if **old == snapshot => (group, old.clone()),
+                _ => (group, Arc::new(snapshot)),
+            };
+            parts.given = snapshots.into_iter().map(keep).collect();
+        });
+    }
+
+    /// Sets resources that a group gets beside those of [`set`](Self::set) and [`set_all`](Self::set_all), in place of those
+    /// that were set so before. Where both have a name, the others' counts.
+    pub fn set_beside(&self, group: &str, kind: ResourceType, resources: impl IntoIterator<Item = (String, Resource)>) {
+        self.change(|parts| {
+            let beside = std::mem::take(parts.beside.entry(group.to_owned()).or_default());
+            parts.beside.insert(group.to_owned(), beside.with(kind, resources));
+        });
     }
 
     /// What a node gets now.
@@ -96,7 +114,14 @@ impl SnapshotCache {
         self.snapshots.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
-    fn replace(&self, all: BTreeMap<String, Arc<Snapshot>>) {
+    fn change(&self, change: impl FnOnce(&mut Parts)) {
+        let mut parts = self.parts.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        change(&mut parts);
+        let mut all = parts.given.clone();
+        for (group, beside) in &parts.beside {
+            let base = parts.given.get(group).or_else(|| parts.given.get("")).cloned().unwrap_or_default();
+            all.insert(group.clone(), Arc::new(base.joined(beside)));
+        }
         *self.snapshots.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Arc::new(all);
         self.changed.send_modify(|n| *n += 1);
     }

@@ -84,4 +84,14 @@ impl Snapshot {
         self.kinds.insert(kind, Arc::new(resources.into_iter().collect()));
         self
     }
+
+    /// This, and what `other` has besides.
+    pub(super) fn joined(&self, other: &Self) -> Self {
+        let mut joined = self.clone();
+        for (kind, resources) in &other.kinds {
+            let both = resources.by_name.iter().chain(&self.of(*kind).by_name);
+            joined = joined.with(*kind, both.map(|(name, resource)| (name.to_string(), resource.clone())));
+        }
+        joined
+    }
 }

@@ -3,6 +3,7 @@
 use super::{
     cli::{Exit, IpVersion, Mode, Options},
     control, logging,
+    xds::workload,
 };
 use crate::{
     base::RuntimeSnapshot,
@@ -90,6 +91,17 @@ pub fn read(options: &Options) -> Result<Boot, Vec<Problem>> {
         loaded.locate(&mut problems);
         return Err(problems);
     };
+    if let Some(endpoint) = &options.config.spiffe_endpoint_socket {
+        match workload::cluster(endpoint) {
+            Ok(cluster) => {
+                let clusters = &mut bootstrap.static_resources.clusters;
+                if !clusters.iter().any(|own| own.name == cluster.name) {
+                    clusters.push(cluster);
+                }
+            }
+            Err(why) => add_later(&mut problems, [Problem::new("--spiffe-endpoint-socket", why)]),
+        }
+    }
     let node = &mut bootstrap.node;
     if !options.node.service_cluster.is_empty() {
         node.cluster = options.node.service_cluster.clone();

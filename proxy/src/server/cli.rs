@@ -94,6 +94,10 @@ pub struct ConfigOptions {
     /// Does not log deprecated fields
     #[arg(long)]
     pub skip_deprecated_logs: bool,
+    /// A SPIFFE Workload API, unix:///PATH or tcp://IP:PORT: secrets whose source is gRPC to the cluster spiffe_workload_api
+    /// are asked for there, by the names default, ROOTCA and ALL, or by SPIFFE ID
+    #[arg(long, value_name = "URI", env = "SPIFFE_ENDPOINT_SOCKET")]
+    pub spiffe_endpoint_socket: Option<String>,
     /// Accepted, has no meaning yet: extensions that are not to be used, with commas
     #[arg(long, value_name = "NAMES", default_value = "")]
     pub disable_extensions: String,

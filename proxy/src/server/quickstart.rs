@@ -2,16 +2,18 @@
 //!
 //! One process is the control plane and the two services; the gateway and the sidecars are children that run the same
 //! binary with a bootstrap that names the control plane. What the mesh is told to do stands in files that the control
-//! plane watches. Invariant: whatever ends this process ends its children.
+//! plane watches. Sidecars and the gateway speak mTLS with each other; it issues their certificates. Invariant: whatever ends this process ends its children.
 
 mod children;
 mod files;
 mod guide;
+mod identity;
 mod ports;
 mod service;
 
 use super::cli;
 use children::Children;
+use identity::Authority;
 use ports::Ports;
 use service::Service;
 use std::{io::Write as _, path::Path, process::ExitCode, sync::Arc, time::Duration};
@@ -55,6 +57,8 @@ async fn mesh(options: &cli::Quickstart) -> Result<(), String> {
         None => std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?,
     };
 
+    let authority = Authority::new()?;
+    authority.issue(&cache)?;
     let mut first = true;
     // What a proxy can see for itself is said by the proxy, and shown by its admin API.
     let feed = Directory::new(dir).unchecked().feed(&cache, |report| {
@@ -69,6 +73,7 @@ async fn mesh(options: &cli::Quickstart) -> Result<(), String> {
         served = serve(listener, cache.clone(), std::future::pending()) => served.map_err(|e| e.to_string()),
         () = a.serve() => Ok(()),
         () = b.serve() => Ok(()),
+        failed = authority.keep_issuing(&cache) => Err(failed),
         ended = children.one_ended() => Err(ended),
         failed = ready => Err(failed),
         _ = terminate.recv() => Ok(()),

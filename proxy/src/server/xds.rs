@@ -6,6 +6,7 @@
 mod file;
 mod rest;
 mod stream;
+pub mod workload;
 
 use super::control::Control;
 use crate::{
@@ -40,6 +41,8 @@ enum Key {
     Stream(ResourceType, String),
     Rest(ResourceType, String),
     File(ResourceType, String),
+    /// The SPIFFE Workload API, which tells all at once.
+    Workload,
 }
 
 impl Key {
@@ -51,12 +54,18 @@ impl Key {
             _ => shared,
         };
         match &config.specifier {
+            Specifier::Api(api) if is_workload_api(kind, api) => Self::Workload,
             Specifier::Api(api) if !api.aggregated => Self::Stream(kind, own(format!("{api:?}"))),
             Specifier::Ads | Specifier::SelfSource | Specifier::Api(_) => Self::Ads,
             Specifier::Rest(rest) => Self::Rest(kind, own(format!("{rest:?}"))),
             Specifier::Path(path) => Self::File(kind, own(path.path.clone())),
         }
     }
+}
+
+/// True if secrets are not asked for by SDS there.
+fn is_workload_api(kind: ResourceType, api: &ApiConfigSource) -> bool {
+    kind == ResourceType::Secret && !api.aggregated && api.service.cluster == workload::CLUSTER
 }
 
 /// What is subscribed to: kind, name and, for secrets, which are told apart by it, the source.
@@ -139,7 +148,7 @@ impl Xds {
             }
             // A source that was for this alone ends with it.
             if own.is_some()
-                && key != Key::Ads
+                && !matches!(key, Key::Ads | Key::Workload)
                 && let Some(source) = self.sources.borrow_mut().remove(&key)
                 && let Some(task) = source.task.take()
             {
@@ -180,6 +189,7 @@ impl Xds {
         }
         let service = if key == Key::Ads { Service::Aggregated } else { Service::Single(kind) };
         let stats_prefix = match (&key, kind) {
+            (Key::Workload, _) => "spiffe_workload_api".to_owned(),
             (Key::Stream(..), ResourceType::Secret) => format!("{}.control_plane", secret_prefix(name)),
             _ => "control_plane".to_owned(),
         };
@@ -193,6 +203,9 @@ impl Xds {
         self.sources.borrow_mut().insert(key, source.clone());
         let (control, started) = (control.clone(), source.clone());
         source.task.set(match (api, &config.specifier) {
+            (Some(api), _) if source.key == Key::Workload => {
+                Some(tokio::task::spawn_local(workload::run(control, started, api.clone())))
+            }
             (Some(api), _) => Some(tokio::task::spawn_local(stream::run(control, started, api.clone()))),
             (None, Specifier::Rest(rest)) => {
                 Some(tokio::task::spawn_local(rest::run(control, started, kind, rest.clone())))
@@ -288,6 +301,7 @@ fn count_failure(control: &Rc<Control>, source: &Source) {
     let dynamic = &control.boot.bootstrap.dynamic_resources;
     let is_ours = |kind| match &source.key {
         Key::Ads => true,
+        Key::Workload => kind == ResourceType::Secret,
         Key::Stream(of, _) | Key::Rest(of, _) | Key::File(of, _) => *of == kind,
     };
     let wildcards = [(ResourceType::Cluster, dynamic.cds.is_some()), (ResourceType::Listener, dynamic.lds.is_some())];

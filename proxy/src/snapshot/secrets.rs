@@ -350,6 +350,24 @@ impl Store {
         }
     }
 
+    /// Its source says that it is no more: who uses it has none from now on. True if it was there.
+    pub fn unload_secret(&mut self, of: &SecretRef) -> bool {
+        let Some(seat) = self.secrets.find_mut(of) else { return false };
+        let was_there = seat.value.take().is_some();
+        seat.is_given_up = true;
+        (seat.sent, seat.shown, seat.updated) = (None, Vec::new(), SystemTime::now());
+        seat.directories.clear();
+        if was_there {
+            for context in self.contexts().into_iter().filter(|context| context.uses(of)) {
+                match context {
+                    Live::Server(context, _) => context.withdraw(),
+                    Live::Client(context, _) => context.withdraw(),
+                }
+            }
+        }
+        was_there
+    }
+
     /// Nobody waits for it any longer.
     pub fn give_up_secret(&mut self, of: &SecretRef) {
         if let Some(seat) = self.secrets.find_mut(of) {

@@ -21,6 +21,8 @@ pub struct GrpcStream {
     _connection: Rc<UpstreamConnection>,
     body: Option<Body>,
     unsent: VecDeque<Bytes>,
+    /// Nothing more will be sent, which the host is still to be told.
+    ends: bool,
 }
 
 /// The end of a stream: gRPC's status and message, or what broke it.
@@ -67,12 +69,17 @@ impl GrpcStream {
             }
         }
         upstream.send_head(&head, false)?;
-        Ok(Self { upstream, _connection: connection, body: None, unsent: VecDeque::new() })
+        Ok(Self { upstream, _connection: connection, body: None, unsent: VecDeque::new(), ends: false })
     }
 
     /// Sends a framed message as soon as the stream takes it.
     pub fn send(&mut self, frame: Bytes) {
         self.unsent.push_back(frame);
+    }
+
+    /// Says that nothing more will be sent: a call with one request is answered only then.
+    pub fn end(&mut self) {
+        self.ends = true;
     }
 
     /// Ready with the next bytes of the response; `None` once the stream has ended. Writes meanwhile what waits.
@@ -120,6 +127,9 @@ impl GrpcStream {
             if let Some(frame) = self.unsent.pop_front() {
                 self.upstream.send_data(frame, false)?;
             }
+        }
+        if std::mem::take(&mut self.ends) {
+            self.upstream.send_data(Bytes::new(), true)?;
         }
         match self.upstream.poll_flush(cx) {
             Poll::Ready(flushed) => flushed,

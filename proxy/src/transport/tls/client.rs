@@ -88,6 +88,11 @@ impl ClientContext {
         self.revision.store(Some(revision));
     }
 
+    /// There are no handshakes from now on: a secret is no more.
+    pub fn withdraw(&self) {
+        self.revision.store(None);
+    }
+
     /// What it is made of now; `None` while secrets are missing.
     pub fn revision(&self) -> Option<Arc<ClientRevision>> {
         self.revision.load_full()

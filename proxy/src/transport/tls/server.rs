@@ -109,6 +109,11 @@ impl ServerContext {
         self.revision.store(Some(revision));
     }
 
+    /// There are no handshakes from now on: a secret is no more.
+    pub fn withdraw(&self) {
+        self.revision.store(None);
+    }
+
     /// What it is made of now; `None` while secrets are missing.
     pub fn revision(&self) -> Option<Arc<ServerRevision>> {
         self.revision.load_full()
