@@ -14,6 +14,7 @@ mod key_usage;
 mod parsed;
 mod path;
 mod san;
+mod signatures;
 pub mod spiffe;
 mod trust;
 

@@ -11,6 +11,7 @@ use super::{
     crl::Crls,
     fault::{Fault, FaultKind},
     parsed::{DIGITAL_SIGNATURE, KEY_AGREEMENT, KEY_ENCIPHERMENT, Parsed, PublicKeyInfo, Signed},
+    signatures,
 };
 use crate::transport::tls::verify::Peer;
 use rustls::pki_types::SignatureVerificationAlgorithm;
@@ -96,7 +97,7 @@ impl Budget {
         };
         let algorithm = self.algorithms.iter().find(fits).ok_or(FaultKind::UnsupportedSignature)?;
         self.signatures = self.signatures.checked_sub(1).ok_or(FaultKind::TooLong)?;
-        algorithm.verify_signature(&by.key, &signed.message, &signed.signature).map_err(|_| FaultKind::BadSignature)
+        signatures::check(*algorithm, signed, by).map_err(|_| FaultKind::BadSignature)
     }
 }
 
