@@ -2,6 +2,7 @@
 //! servers that do, in TLS 1.2 and 1.3, with the SPIFFE validator and with a matcher of SPIFFE IDs. What Envoy makes of it is
 //! printed beside (`--nocapture`).
 
+use rcgen::{SanType, date_time_ymd};
 use rustls::{
     AlertDescription, ClientConfig, ClientConnection, Error, ServerConfig, ServerConnection, SignatureScheme,
     SupportedProtocolVersion,
@@ -21,7 +22,7 @@ use std::{
 };
 use weft_tests::{
     Client, Kind, PATIENCE, Proxy,
-    certificate_matrix::{Issued, Matrix, Role, Verdict},
+    certificate_matrix::{Authority, Issued, Matrix, Role, Verdict},
     free_port, tools, yaml,
 };
 
@@ -205,21 +206,21 @@ fn connect(port: u16, issued: Option<&Issued>, version: &'static SupportedProtoc
 /// By case, version and validator.
 type Table = BTreeMap<(usize, &'static str, &'static str), Seen>;
 
+/// A listener that asks clients for certificates.
+fn listener(port: u16, own_certificate: &str, context: &str) -> String {
+    let common = format!("{own_certificate}, validation_context: {{{context}}}");
+    let tls = transport_socket("DownstreamTlsContext", &common, "require_client_certificate: true");
+    let host = "{name: all, domains: [\"*\"], routes: [{match: {prefix: /}, direct_response: {status: 200}}]}";
+    let listener = yaml::http_listener(&format!("l{port}"), port, "", host);
+    listener.replacen("filter_chains: [{", &format!("filter_chains: [{{{tls}, "), 1)
+}
+
 /// What clients see that present each certificate.
 fn as_server(kind: &Kind, matrix: &Matrix) -> Table {
     let certificate = own_certificate(&matrix.ca.leaf(|_| ()));
     let ports = [free_port(), free_port()];
-    let listeners: Vec<_> = contexts(matrix)
-        .iter()
-        .zip(ports)
-        .map(|(context, port)| {
-            let common = format!("{certificate}, validation_context: {{{context}}}");
-            let tls = transport_socket("DownstreamTlsContext", &common, "require_client_certificate: true");
-            let host = "{name: all, domains: [\"*\"], routes: [{match: {prefix: /}, direct_response: {status: 200}}]}";
-            let listener = yaml::http_listener(&format!("l{port}"), port, "", host);
-            listener.replacen("filter_chains: [{", &format!("filter_chains: [{{{tls}, "), 1)
-        })
-        .collect();
+    let listeners: Vec<_> =
+        contexts(matrix).iter().zip(ports).map(|(context, port)| listener(port, &certificate, context)).collect();
     let _proxy = Proxy::start(kind, &yaml::bootstrap(&listeners, &[]));
     let mut table = Table::new();
     for (i, case) in matrix.cases.iter().enumerate() {
@@ -367,4 +368,79 @@ fn clients_are_verified() {
 #[test]
 fn servers_are_verified() {
     judge(Role::Server, as_client);
+}
+
+/// Contexts that need no SPIFFE, and certificates for them: what clients see is the same as with Envoy.
+#[test]
+fn contexts_mean_what_they_mean_to_envoy() {
+    let Some(envoy) = tools::envoy() else { return };
+    let (root, other) = (Authority::root("root"), Authority::root("other"));
+    let middle = root.below("middle", |_| ());
+    let deep = middle.below("deep", |_| ());
+    let dns = |ca: &Authority, names: &[&str]| {
+        let names = names.iter().map(|name| SanType::DnsName((*name).try_into().expect("a name"))).collect();
+        ca.leaf(|params| params.subject_alt_names = names)
+    };
+    let alone = |mut issued: Issued| {
+        issued.chain.truncate(1);
+        issued
+    };
+    let revoked = root.leaf(|_| ());
+    let certificates = [
+        ("good", root.leaf(|_| ())),
+        ("unknown", other.leaf(|_| ())),
+        ("revoked", alone(revoked)),
+        ("below one", middle.leaf(|_| ())),
+        ("below one, which is missing", alone(middle.leaf(|_| ()))),
+        ("below two", deep.leaf(|_| ())),
+        ("expired", root.leaf(|params| params.not_after = date_time_ymd(2020, 1, 1))),
+        ("wildcard", dns(&root, &["*.example.org"])),
+        ("wildcard in a label", dns(&root, &["a*.example.org"])),
+        ("deeper wildcard", dns(&root, &["*.a.example.org"])),
+        ("exact", dns(&root, &["x.org", "abc.example.org"])),
+        ("no key usage", root.leaf(|params| params.key_usages.clear())),
+        ("no basic constraints", root.leaf(|params| params.is_ca = rcgen::IsCa::NoCa)),
+    ];
+    let revoked = &certificates[2].1;
+    let trusting = |authorities: &[&Authority], fields: &str| {
+        let pems: String = authorities.iter().map(|authority| &*authority.pem).collect();
+        format!("trusted_ca: {}, {fields}", quoted(&pems))
+    };
+    let san = |kind: &str, matcher: &str| {
+        format!("match_typed_subject_alt_names: [{{san_type: {kind}, matcher: {{{matcher}}}}}]")
+    };
+    let crl = |lists: &[String], fields: &str| format!("crl: {}, {fields}", quoted(&lists.concat()));
+    let (of_root, of_middle) = (root.crl(&[revoked], 3600), middle.crl(&[], 3600));
+    let contexts = [
+        trusting(&[&root], ""),
+        trusting(&[&root, &middle], "max_verify_depth: 1"),
+        trusting(&[&root], "max_verify_depth: 0"),
+        trusting(&[&root], "max_verify_depth: 1"),
+        trusting(&[&root], "max_verify_depth: 2"),
+        trusting(&[&middle], ""),
+        trusting(&[&other, &root], "allow_expired_certificate: true"),
+        trusting(&[&root], "trust_chain_verification: ACCEPT_UNTRUSTED"),
+        trusting(&[&root], &san("DNS", "exact: abc.example.org")),
+        trusting(&[&root], &san("DNS", "suffix: .example.org")),
+        trusting(&[&root], &san("URI", "exact: abc.example.org")),
+        trusting(&[&root], "match_subject_alt_names: [{exact: abc.example.org}]"),
+        trusting(&[&root], &crl(&[of_root.clone(), of_middle.clone()], "")),
+        trusting(&[&root], &crl(std::slice::from_ref(&of_root), "")),
+        trusting(&[&root], &crl(&[of_middle], "only_verify_leaf_cert_crl: true")),
+        trusting(&[&middle], &crl(std::slice::from_ref(&of_root), "")),
+        trusting(&[&root], &crl(&[root.crl(&[], -60)], "")),
+    ];
+    let own = own_certificate(&root.leaf(|_| ()));
+    let observe = |kind: &Kind| {
+        let ports = contexts.each_ref().map(|_| free_port());
+        let listeners: Vec<_> =
+            contexts.iter().zip(ports).map(|(context, port)| listener(port, &own, context)).collect();
+        let _proxy = Proxy::start(kind, &yaml::bootstrap(&listeners, &[]));
+        ports.map(|port| certificates.each_ref().map(|(name, issued)| (*name, connect(port, Some(issued), &TLS12))))
+    };
+    let (ours, theirs) = (observe(&Kind::Weft), observe(&Kind::Envoy(envoy)));
+    for ((context, ours), theirs) in contexts.iter().zip(ours).zip(theirs) {
+        let brief: String = context.split("-----").filter(|part| !part.contains("\\n")).collect();
+        assert_eq!(ours, theirs, "left: Weft, right: Envoy; {brief}");
+    }
 }
