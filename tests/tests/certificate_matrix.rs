@@ -171,7 +171,10 @@ impl danger::ServerCertVerifier for Anything {
 /// that before it writes, as an alert that meets unread bytes may be lost.
 fn connect(port: u16, issued: Option<&Issued>, version: &'static SupportedProtocolVersion) -> Seen {
     let present = || Arc::new(Anything(issued.map(certified)));
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut provider = aws_lc_rs::default_provider();
+    // A client of TLS 1.2 does not offer what it cannot speak.
+    provider.cipher_suites.retain(|suite| suite.version() == version);
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[version])
         .expect("a version that is supported")
         .dangerous()
@@ -231,10 +234,9 @@ fn as_server(kind: &Kind, matrix: &Matrix) -> Table {
         }
     }
     if *kind == Kind::Weft {
-        for (name, version) in VERSIONS {
-            let seen = connect(ports[0], None, version);
-            assert_eq!(seen, Seen::Alert(AlertDescription::CertificateRequired.into()), "no certificate, {name}");
-        }
+        let none = VERSIONS.map(|(_, version)| connect(ports[0], None, version));
+        let alerts = [AlertDescription::HandshakeFailure, AlertDescription::CertificateRequired];
+        assert_eq!(none, alerts.map(|alert| Seen::Alert(alert.into())), "no certificate");
     }
     table
 }

@@ -10,6 +10,7 @@ mod constraints;
 mod crl;
 mod der;
 mod fault;
+mod handshake;
 mod key_usage;
 mod parsed;
 mod path;
@@ -18,18 +19,15 @@ mod signatures;
 pub mod spiffe;
 mod trust;
 
-use super::capture;
 use aws_lc_rs::digest::{SHA256, digest};
 use crl::Crls;
 use fault::{Fault, FaultKind};
+pub use handshake::{ClientVerifier, ServerVerifier};
 use parsed::{Name, Parsed};
 use path::{Algorithms, Anchors, Budget, Demands};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::WebPkiSupportedAlgorithms,
-    pki_types::{CertificateDer, ServerName, UnixTime},
-    server::danger::{ClientCertVerified, ClientCertVerifier},
+    CertificateError, DistinguishedName, Error, OtherError,
+    pki_types::{CertificateDer, UnixTime},
 };
 use std::{collections::HashSet, fmt, sync::Arc};
 pub use trust::Authority;
@@ -386,119 +384,6 @@ impl From<Refusal> for Error {
             }
             error => Error::InvalidCertificate(error),
         }
-    }
-}
-
-/// Verifies clients' certificates in a handshake.
-#[derive(Debug)]
-pub struct ClientVerifier {
-    pub verifier: Arc<Verifier>,
-    /// A client without a certificate is refused.
-    pub required: bool,
-    pub algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ClientCertVerifier for ClientVerifier {
-    fn client_auth_mandatory(&self) -> bool {
-        self.required
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.verifier.hints()
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        let verdict = self.verifier.verify_but_key_usage(Peer::Client, end_entity, intermediates, None, now);
-        capture::verdict(&verdict);
-        verdict?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        key_usage::check_in_tls12(cert)?;
-        capture::scheme(dss.scheme);
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        key_usage::check_in_tls13(cert)?;
-        capture::scheme(dss.scheme);
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-/// Verifies servers' certificates in a handshake.
-#[derive(Debug)]
-pub struct ServerVerifier {
-    /// `None`: any certificate will do.
-    pub verifier: Option<Arc<Verifier>>,
-    /// The certificate must be for the name that was sent.
-    pub for_server_name: bool,
-    pub algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ServerCertVerifier for ServerVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        if let Some(verifier) = &self.verifier {
-            let name = server_name.to_str();
-            let name = self.for_server_name.then_some(&*name);
-            let verdict = verifier.verify_but_key_usage(Peer::Server, end_entity, intermediates, name, now);
-            capture::verdict(&verdict);
-            verdict?;
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        key_usage::check_in_tls12(cert)?;
-        capture::scheme(dss.scheme);
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        key_usage::check_in_tls13(cert)?;
-        capture::scheme(dss.scheme);
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
     }
 }
 

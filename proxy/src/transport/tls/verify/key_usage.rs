@@ -3,7 +3,8 @@
 //! Envoy's TLS library looks at it whatever a context demands, and tells of it in one alert in TLS 1.2 and in another in TLS 1.3.
 //! Which of them is spoken is known where signatures are verified, so it is looked at there.
 
-use super::{Demand, FaultKind, Refusal, capture, parsed::DIGITAL_SIGNATURE};
+use super::{Demand, FaultKind, Refusal, parsed::DIGITAL_SIGNATURE};
+use crate::transport::tls::capture;
 use rustls::{CertificateError, Error, PeerMisbehaved, pki_types::CertificateDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
