@@ -271,7 +271,9 @@ impl Verifier {
         // The SPIFFE validator knows URIs alone.
         let counts = |matcher: &&SanMatcher| self.config.spiffe.is_none() || matcher.kind == SanType::Uri;
         let mut matchers = self.config.sans.iter().filter(counts).peekable();
-        if matchers.peek().is_some() && !matchers.any(|matcher| san::matches(matcher, leaf)) {
+        // Deprecated matchers are of all kinds, and IDs of one.
+        let is_of_kind = |matcher: &SanMatcher| matcher.kind == SanType::Uri || !speaks_of_spiffe(matcher);
+        if matchers.peek().is_some() && !matchers.any(|matcher| is_of_kind(matcher) && san::matches(matcher, leaf)) {
             return Err(match self.config.spiffe {
                 Some(_) => Refusal::new(Demand::San, "SAN match".to_owned()),
                 None => Refusal::unmatched(leaf),
@@ -328,9 +330,9 @@ fn names_of(leaf: &Parsed) -> String {
     leaf.names.iter().take(MOST).map(Name::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// True for a matcher of URIs whose pattern has the scheme of SPIFFE IDs in it.
+/// True for a matcher whose pattern has the scheme of SPIFFE IDs in it.
 fn speaks_of_spiffe(matcher: &SanMatcher) -> bool {
-    matcher.kind == SanType::Uri && matcher.matcher.pattern().to_ascii_lowercase().contains("spiffe:")
+    matcher.matcher.pattern().to_ascii_lowercase().contains("spiffe:")
 }
 
 fn parse_all(certificates: &[CertificateDer<'_>]) -> Result<Vec<Parsed>, Refusal> {

@@ -221,6 +221,15 @@ fn certificates_without_spiffe_ids_are_judged_as_any() {
         params.subject_alt_names.extend(uris(&["spiffe://example.org/a/"]));
     });
     assert!(verify(&config, &both).is_err(), "an ID is read, and it is malformed");
+    let kinds = [SanType::Dns, SanType::Uri, SanType::Email, SanType::IpAddress];
+    let prefix = || MatchPattern::Prefix("spiffe://example.org/".into());
+    let sans = kinds.map(|kind| san(kind, prefix())).to_vec();
+    let deprecated = CertificateValidationContext { sans, ..trusting(&root) };
+    assert!(verify(&deprecated, &root.leaf(|_| ())).is_ok());
+    let disguised = root.leaf(|params| {
+        params.subject_alt_names = vec![Rcgen::DnsName("spiffe://example.org/a".try_into().unwrap())];
+    });
+    assert_eq!(verify(&deprecated, &disguised).unwrap_err().demand, Demand::San, "an ID is a URI");
     let web = CertificateValidationContext { sans: config.sans[1..].to_vec(), ..trusting(&root) };
     assert!(verify(&web, &both).is_ok(), "nobody asks for an ID");
 }
