@@ -241,6 +241,8 @@ fn identities_by_sds_rotate_under_load_and_outlive_the_agent() {
     spire.unregister();
     until("the identity to end", || http::at(plain, "/").filter(|response| response.status == 503));
     assert!(proxy.stat(&format!("listener.127.0.0.1_{secure}.ssl.own_certificate_expired")) > Some(0));
+    let ready = http::get(proxy.admin(), "/ready").unwrap();
+    assert_eq!((ready.status, ready.text().as_str()), (503, "OWN_CERTIFICATE_EXPIRED\n"));
 }
 
 const BY_WORKLOAD_API: &str = "{api_config_source: {api_type: GRPC, transport_api_version: V3, grpc_services: \

@@ -10,9 +10,12 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use weft_control_api::{Message as _, Name as _, PrintOptions, envoy::config::core::v3::Node};
 
-/// `/ready`.
+/// `/ready`. Ours: with nothing but expired certificates to present it is not ready, whatever its state.
 pub(super) fn ready(_: &Request, view: &dyn ServerView) -> Reply {
     let state = view.info().state;
+    if state == State::Live && view.is_identity_expired() {
+        return Reply::error(StatusCode::SERVICE_UNAVAILABLE, "OWN_CERTIFICATE_EXPIRED\n");
+    }
     let status = if state == State::Live { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Reply::error(status, format!("{}\n", state.name()))
 }

@@ -154,6 +154,10 @@ impl ServerView for Fake {
         Vec::new()
     }
 
+    fn is_identity_expired(&self) -> bool {
+        false
+    }
+
     fn certificates(&self) -> Vec<Value> {
         Vec::new()
     }

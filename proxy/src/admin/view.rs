@@ -25,6 +25,8 @@ pub trait ServerView {
     fn config_dump(&self) -> ConfigDump;
     /// What initialization still waits for.
     fn unready_targets(&self) -> Vec<UnreadyTargets>;
+    /// Every certificate that is presented is past its end.
+    fn is_identity_expired(&self) -> bool;
     /// `admin.v3.Certificate`s as JSON.
     fn certificates(&self) -> Vec<serde_json::Value>;
     fn runtime(&self) -> RuntimeDump;

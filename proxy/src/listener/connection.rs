@@ -7,13 +7,18 @@ use super::{
     filters::{self, Accepted, Refused},
 };
 use crate::{
-    base::{Address, ConnectionInfo, ResponseFlag, next_connection_id},
+    base::{Address, ConnectionInfo, Drain, ResponseFlag, TlsConnection, next_connection_id},
     http::Thread,
     network::{Connection, FactsSlot},
     observe::{StreamInfo, format::Facts, stream_info::Metadata},
     transport::{Io, Meter},
 };
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// A new connection: limited, then served by a task of its own.
 pub fn begin(listeners: &Rc<Listeners>, active: &Rc<Active>, io: Io, local: Address, remote: Address) {
@@ -70,11 +75,15 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
         Some(_) => io.metered(open.bytes.clone()),
         None => io,
     };
+    let looks_again = thread.runtime().boolean(DRAIN_ON_TRUST_CHANGE).unwrap_or(false);
+    let watched = found.tls.clone().filter(|_| looks_again).zip(open.info.tls.clone());
+    let drain = if watched.is_some() { found.drain.child() } else { found.drain };
+    let mut distrusted = watched.map(|(tls, client)| Box::pin(distrusted(tls, client, drain.clone())));
     let connection = Connection {
         io,
         info: open.info.clone(),
         is_tls: found.tls.is_some(),
-        drain: found.drain,
+        drain,
         thread: thread.clone(),
         dynamic_metadata,
         filter_state: Default::default(),
@@ -86,7 +95,26 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
     tokio::select! {
         () = filters.serve(connection) => {}
         () = cut.cut() => {}
+        () = async {
+            match &mut distrusted {
+                Some(distrusted) => distrusted.await,
+                None => std::future::pending().await,
+            }
+        } => {}
     }
+}
+
+/// Where this is true, clients are looked at again when authorities or CRLs change.
+const DRAIN_ON_TRUST_CHANGE: &str = "weft.tls.drain_on_trust_change";
+/// What a client that is trusted no longer has begun may take so long.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Ends once the client is trusted no longer and was told to go.
+async fn distrusted(tls: Rc<ActiveTls>, client: Rc<TlsConnection>, drain: Drain) {
+    tls.context.distrusts(&client).await;
+    tls.stats.ssl.distrusted.inc();
+    drain.start();
+    tokio::time::sleep(LAST_WORDS).await;
 }
 
 /// The transport refused the connection.

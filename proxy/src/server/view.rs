@@ -173,6 +173,10 @@ impl ServerView for Control {
         Vec::new()
     }
 
+    fn is_identity_expired(&self) -> bool {
+        self.store.borrow().is_identity_expired()
+    }
+
     fn certificates(&self) -> Vec<serde_json::Value> {
         certificates::shown(&self.store.borrow().certificates())
     }

@@ -368,6 +368,16 @@ impl Store {
         was_there
     }
 
+    /// True if every certificate that is presented is past its end. Without any it is false.
+    pub fn is_identity_expired(&self) -> bool {
+        let all = self.contexts().into_iter().flat_map(|context| match context {
+            Live::Server(context, _) => context.revision().map(|r| r.identities.clone()).unwrap_or_default(),
+            Live::Client(context, _) => context.revision().and_then(|r| r.identity.clone()).into_iter().collect(),
+        });
+        let mut all = all.peekable();
+        all.peek().is_some() && all.all(|identity| identity.certificate.is_expired())
+    }
+
     /// Nobody waits for it any longer.
     pub fn give_up_secret(&mut self, of: &SecretRef) {
         if let Some(seat) = self.secrets.find_mut(of) {

@@ -21,6 +21,12 @@ pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, kind: Resource
     let mut reads = 0u64;
     let mut last = None;
     let now = Instant::now();
+    // What was subscribed to before this runs is in the first reading.
+    tokio::select! {
+        biased;
+        () = source.changed.notified() => {}
+        () = std::future::ready(()) => {}
+    }
     source.engine.borrow_mut().start();
     source.engine.borrow_mut().on_stream_open(now);
     loop {

@@ -178,7 +178,7 @@ impl ClientRevision {
     fn compile(config: &UpstreamTlsContext, secrets: &dyn Secrets, cx: &mut Context) -> Option<Self> {
         let parameters = &config.common.parameters;
         let provider = parameters::provider(parameters, false);
-        let Material { identities, mut verifier, watched } = Material::gather(&config.common, secrets, cx)?;
+        let Material { identities, mut verifier, watched, trust: _ } = Material::gather(&config.common, secrets, cx)?;
         if let Some(verifier) = verifier.as_mut().filter(|_| config.auto_sni_san_validation).and_then(Arc::get_mut) {
             verifier.let_names_replace_matchers();
         }

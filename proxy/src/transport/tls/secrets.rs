@@ -11,6 +11,7 @@ use weft_config::{
         ValidationSource,
     },
 };
+use xxhash_rust::xxh64::xxh64;
 
 /// All secrets of this moment.
 pub trait Secrets {
@@ -56,6 +57,8 @@ pub(super) struct Material {
     /// `None`: nothing is said of how the peer is verified.
     pub verifier: Option<Arc<Verifier>>,
     pub watched: Option<WatchedFile>,
+    /// Stands for the authorities and CRLs that peers are verified by.
+    pub trust: u64,
 }
 
 impl Material {
@@ -75,11 +78,12 @@ impl Material {
                 },
             })
             .collect();
-        let mut watched = None;
+        let (mut watched, mut trust) = (None, 0);
         let verifier = match &config.validation {
             ValidationSource::None => None,
             source => Some(validation(source, secrets, cx).and_then(|context| {
                 watched = watched_file(&context);
+                trust = fingerprint(&context);
                 Verifier::compile(&context, cx)
             })),
         };
@@ -87,6 +91,7 @@ impl Material {
         Some(Self {
             identities,
             watched,
+            trust,
             verifier: match verifier {
                 Some(compiled) => Some(Arc::new(compiled?)),
                 None => None,
@@ -122,6 +127,15 @@ fn validation(
         *data = now;
     }
     Some(context)
+}
+
+/// Stands for what a validation context trusts.
+fn fingerprint(context: &CertificateValidationContext) -> u64 {
+    let spiffe = context.spiffe.as_ref();
+    let domains = spiffe.into_iter().flat_map(|spiffe| &spiffe.trust_domains).map(|(_, bundle)| bundle);
+    let map = spiffe.and_then(|spiffe| spiffe.trust_bundles.as_ref()).map(|bundles| &bundles.source);
+    let sources = context.trusted_ca.iter().chain(&context.crl).chain(domains).chain(map);
+    sources.fold(0, |seed, source| xxh64(&source.data, seed))
 }
 
 /// The file of trust bundles that a validation context is read from, if it is watched.

@@ -26,6 +26,7 @@ use rustls::{
     server::{ClientHello, NoServerSessionStorage, ServerSessionMemoryCache, StoresServerSessions},
 };
 use std::sync::Arc;
+use tokio::sync::watch;
 use tokio_rustls::{StartHandshake, TlsStream};
 use weft_config::{
     Context,
@@ -40,6 +41,8 @@ const SESSIONS: usize = 1024;
 pub struct ServerContext {
     pub config: Arc<DownstreamTlsContext>,
     revision: ArcSwapOption<ServerRevision>,
+    /// Told of each revision.
+    changed: watch::Sender<()>,
     key_log: Option<Arc<KeyLogFile>>,
 }
 
@@ -53,6 +56,8 @@ pub struct ServerRevision {
     pub identities: Vec<Arc<Identity>>,
     pub verifier: Option<Arc<Verifier>>,
     pub watched: Option<WatchedFile>,
+    /// Stands for the authorities and CRLs that clients are verified by.
+    trust: u64,
 }
 
 /// Whose order of cipher suites counts.
@@ -96,7 +101,7 @@ impl ServerContext {
             .key_log
             .as_ref()
             .and_then(|log| cx.field("common_tls_context.key_log", |cx| KeyLogFile::open(log, cx)));
-        Self { config, revision: ArcSwapOption::empty(), key_log }
+        Self { config, revision: ArcSwapOption::empty(), changed: watch::Sender::new(()), key_log }
     }
 
     /// Builds a revision of what there is now. `None`: a secret is missing, or a problem was reported.
@@ -107,6 +112,25 @@ impl ServerContext {
     /// Handshakes from now on are by `revision`.
     pub fn publish(&self, revision: Arc<ServerRevision>) {
         self.revision.store(Some(revision));
+        self.changed.send_replace(());
+    }
+
+    /// Waits until authorities or CRLs change so that a client which was let in would be let in no longer.
+    pub async fn distrusts(&self, client: &TlsConnection) {
+        let mut changes = self.changed.subscribe();
+        let mut trust = self.revision().map(|revision| revision.trust);
+        while changes.changed().await.is_ok() {
+            let Some(revision) = self.revision() else { continue };
+            if trust.replace(revision.trust) == Some(revision.trust) {
+                continue;
+            }
+            let chain: Vec<_> = client.peer_chain.iter().map(|der| CertificateDer::from(&der[..])).collect();
+            if revision.verify_again(Some(&chain)).is_err() {
+                return;
+            }
+        }
+        // The context is gone with its listener, which ends its connections in its own time.
+        std::future::pending().await
     }
 
     /// There are no handshakes from now on: a secret is no more.
@@ -186,7 +210,7 @@ impl ServerContext {
 impl ServerRevision {
     fn compile(config: &DownstreamTlsContext, secrets: &dyn Secrets, cx: &mut Context) -> Option<Self> {
         let parameters = &config.common.parameters;
-        let Material { identities, verifier, watched } = Material::gather(&config.common, secrets, cx)?;
+        let Material { identities, verifier, watched, trust } = Material::gather(&config.common, secrets, cx)?;
         if config.ocsp_staple_policy == OcspStaplePolicy::MustStaple && identities.iter().any(|id| id.staple.is_none())
         {
             cx.problem_at("tls_certificates", "Required OCSP response is missing from TLS context");
@@ -253,7 +277,7 @@ impl ServerRevision {
             (false, true) => Order12::OursOrEqual,
             (false, false) => Order12::Ours,
         };
-        Some(Self { configs, order_12, speaks_13, identities, verifier, watched })
+        Some(Self { configs, order_12, speaks_13, identities, verifier, watched, trust })
     }
 
     /// True if the handshake will be one of TLS 1.3.

@@ -97,6 +97,8 @@ pub struct SslStats {
     pub counters: HandshakeStats,
     /// Ours, there from its first value on: handshakes begun with a certificate of ours that had expired.
     pub own_certificate_expired: Counter,
+    /// The same: connections that were cut because their peer is trusted no longer.
+    pub distrusted: Counter,
     versions: Named<2>,
     ciphers: Named<9>,
     curves: Named<5>,
@@ -130,6 +132,9 @@ impl<const N: usize> Named<N> {
 impl StatGroup for SslStats {
     fn visit(&self, visit: &mut dyn FnMut(&str, StatRef<'_>)) {
         self.counters.visit(visit);
+        if self.distrusted.get() > 0 {
+            visit("distrusted", StatRef::Counter(&self.distrusted));
+        }
         if self.own_certificate_expired.get() > 0 {
             visit("own_certificate_expired", StatRef::Counter(&self.own_certificate_expired));
         }

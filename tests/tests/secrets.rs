@@ -1,0 +1,243 @@
+//! Secrets that change while the proxy runs: in files, beside Envoy, and from `weft-control` under load.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+use weft_tests::{
+    Client, Control, Kind, Proxy, Reply, Upstream,
+    certificate_matrix::{Authority, Issued, uris},
+    differential, free_port, http,
+    openssl::s_client,
+    tools, until, yaml,
+};
+
+const TYPE: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3";
+
+fn pem(label: &str, der: &[u8]) -> String {
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
+}
+
+fn chain(issued: &Issued) -> String {
+    issued.chain.iter().map(|der| pem("CERTIFICATE", der)).collect()
+}
+
+fn key(issued: &Issued) -> String {
+    pem("PRIVATE KEY", &issued.key)
+}
+
+fn named(authority: &Authority, common_name: &str) -> Issued {
+    authority.leaf(|params| {
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, common_name);
+    })
+}
+
+/// A directory that goes away with the test.
+struct Files(PathBuf);
+
+impl Files {
+    fn new(name: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("weft-secrets-{name}-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        Self(directory)
+    }
+
+    /// Moves a file into place.
+    fn put(&self, name: &str, content: &str) -> String {
+        let (path, whole) = (self.0.join(name), self.0.join(format!(".{name}")));
+        fs::write(&whole, content).unwrap();
+        fs::rename(whole, &path).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A listener with a transport socket.
+fn secured(listener: &str, socket: &str) -> String {
+    listener.replacen("filter_chains: [{", &format!("filter_chains: [{{transport_socket: {socket}, "), 1)
+}
+
+fn all(action: &str) -> String {
+    format!("{{name: v, domains: [\"*\"], routes: [{{match: {{prefix: /}}, {action}}}]}}")
+}
+
+#[test]
+fn files_of_secrets_rotate_and_bad_ones_change_nothing_as_with_envoy() {
+    let ca = Authority::root("ca");
+    let [one, two, three] = ["one", "two", "three"].map(|name| named(&ca, name));
+    let port = free_port();
+    let observe = |proxy: &Proxy, files: &Files| {
+        let subject = || s_client(port, &[]).and_then(|handshake| handshake.subject);
+        let mut seen = vec![subject()];
+        let failed = || proxy.stat("sds.srv.key_rotation_failed").unwrap_or_default();
+        let mut put = |certificate: &Issued, of: &Issued, is_good: bool| {
+            let before = failed();
+            files.put("tls.key", &key(of));
+            files.put("tls.crt", &chain(certificate));
+            if is_good {
+                let wanted = seen.len();
+                until("the certificate to change", || subject().filter(|now| Some(now) != seen[wanted - 1].as_ref()));
+            } else {
+                until("the rotation to fail", || (failed() > before).then_some(()));
+            }
+            seen.push(subject());
+        };
+        put(&two, &two, true);
+        put(&three, &one, false);
+        put(&three, &three, true);
+        let counted = ["sds.srv.update_success", "sds.srv.update_rejected", "sds.srv.init_fetch_timeout"];
+        (seen, counted.map(|name| proxy.stat(name)))
+    };
+    let Some(envoy) = tools::envoy() else { return };
+    let [theirs, ours] = [Kind::Envoy(envoy), Kind::Weft].map(|kind| {
+        let files = Files::new(if kind == Kind::Weft { "weft" } else { "envoy" });
+        let (certificate, private) = (files.put("tls.crt", &chain(&one)), files.put("tls.key", &key(&one)));
+        let sds = files.put(
+            "sds.yaml",
+            &format!(
+                "resources: [{{\"@type\": {TYPE}.Secret, name: srv, tls_certificate: {{certificate_chain: {{filename: \
+                 {certificate}}}, private_key: {{filename: {private}}}}}}}]"
+            ),
+        );
+        let socket = format!(
+            "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: \
+             {{tls_certificate_sds_secret_configs: [{{name: srv, sds_config: {{path_config_source: {{path: {sds}}}, \
+             resource_api_version: V3}}}}]}}}}}}"
+        );
+        let listener = yaml::http_listener("l", port, "", &all("direct_response: {status: 200}"));
+        let proxy = Proxy::start(&kind, &yaml::bootstrap(&[secured(&listener, &socket)], &[]));
+        observe(&proxy, &files)
+    });
+    assert_eq!(ours, theirs, "left: Weft, right: Envoy");
+    assert!(ours.0.iter().all(Option::is_some), "{ours:?}");
+}
+
+#[test]
+fn an_unknown_static_secret_is_refused_as_by_envoy() {
+    let (ca, port) = (Authority::root("ca"), free_port());
+    let issued = named(&ca, "one");
+    let socket = format!(
+        "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: \
+         {{tls_certificate_sds_secret_configs: [{{name: srv}}]}}}}}}"
+    );
+    let listener = yaml::http_listener("l", port, "", &all("direct_response: {status: 200}"));
+    let bootstrap = yaml::bootstrap(&[secured(&listener, &socket)], &[]);
+    let secrets = format!(
+        "  secrets: [{{name: srv, tls_certificate: {{certificate_chain: {{inline_string: {:?}}}, private_key: \
+         {{inline_string: {:?}}}}}}}]\n",
+        chain(&issued),
+        key(&issued)
+    );
+    let with = || format!("{bootstrap}{secrets}");
+    differential(with, |_| s_client(port, &[]).and_then(|handshake| handshake.subject));
+    let problem = std::process::Command::new(tools::binary("weft"))
+        .args(["--mode", "validate", "--config-yaml", &bootstrap])
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&problem.stderr).contains("Unknown static secret: srv"), "{problem:?}");
+}
+
+/// The file of secrets that `weft-control` serves.
+fn secrets(identity: &Issued, authority: &str) -> String {
+    format!(
+        "resources:\n- {{\"@type\": {TYPE}.Secret, name: default, tls_certificate: {{certificate_chain: {{inline_string: \
+         {:?}}}, private_key: {{inline_string: {:?}}}}}}}\n- {{\"@type\": {TYPE}.Secret, name: ROOTCA, validation_context: \
+         {{trusted_ca: {{inline_string: {authority:?}}}}}}}\n",
+        chain(identity),
+        key(identity)
+    )
+}
+
+/// A proxy whose listener `plain` goes by mTLS to its listener `secure`; only the latter gets its secrets over SDS.
+fn mesh(plain: u16, secure: u16, upstream: u16, control: u16, client: &Issued, delta: bool) -> String {
+    let kind = if delta { "DELTA_GRPC" } else { "GRPC" };
+    let source = format!(
+        "{{api_config_source: {{api_type: {kind}, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: \
+         control}}}}]}}, resource_api_version: V3}}"
+    );
+    let socket = format!(
+        "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, require_client_certificate: true, \
+         common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: default, sds_config: {source}}}], \
+         validation_context_sds_secret_config: {{name: ROOTCA, sds_config: {source}}}}}}}}}"
+    );
+    let to_mesh = format!(
+        "{{transport_socket: {{name: tls, typed_config: {{\"@type\": {TYPE}.UpstreamTlsContext, common_tls_context: \
+         {{tls_certificates: [{{certificate_chain: {{inline_string: {:?}}}, private_key: {{inline_string: {:?}}}}}]}}}}}}, ",
+        chain(client),
+        key(client)
+    );
+    let http2 = "{typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {\"@type\": \
+                 type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: \
+                 {http2_protocol_options: {}}}}, ";
+    let runtime = "layered_runtime: {layers: [{name: l, static_layer: {weft.tls.drain_on_trust_change: true}}]}\n";
+    let inbound = yaml::http_listener("secure", secure, "", &all("route: {cluster: app}"));
+    let bootstrap = yaml::bootstrap(
+        &[secured(&inbound, &socket), yaml::http_listener("plain", plain, "", &all("route: {cluster: mesh}"))],
+        &[
+            yaml::cluster("app", upstream),
+            yaml::cluster("mesh", secure).replacen('{', &to_mesh, 1),
+            yaml::cluster("control", control).replacen('{', http2, 1),
+        ],
+    );
+    format!("{bootstrap}{runtime}")
+}
+
+#[test]
+fn weft_control_rotates_under_load_and_who_is_trusted_no_longer_is_cut() {
+    let workload = |ca: &Authority| ca.leaf(|params| params.subject_alt_names = uris(&["spiffe://example.org/a"]));
+    for delta in [false, true] {
+        let (ca, other) = (Authority::root("ca"), Authority::root("other"));
+        let control = Control::start(&[("secrets.yaml", &secrets(&named(&ca, "start"), &ca.pem))]);
+        let upstream = Upstream::start(|_| Reply::text("ok"));
+        let (plain, secure) = (free_port(), free_port());
+        let config = mesh(plain, secure, upstream.port(), control.port(), &workload(&ca), delta);
+        let proxy = Proxy::start(&Kind::Weft, &config);
+        let mut client = Client::connect(("127.0.0.1", plain)).expect("it listens");
+        let mut request = move || client.get("/", &[]).map(|response| response.status);
+        assert_eq!(request(), Some(200));
+        for turn in 0..3 {
+            let name = format!("turn-{turn}");
+            control.write("secrets.yaml", &secrets(&named(&ca, &name), &ca.pem));
+            let updates = || {
+                proxy.stat(&format!("listener.127.0.0.1_{secure}.server_ssl_socket_factory.ssl_context_update_by_sds"))
+            };
+            let before = updates();
+            until("the new certificate to be served", || {
+                assert_eq!(request(), Some(200));
+                s_client(secure, &[])?.subject.filter(|subject| subject.contains(&name))
+            });
+            assert!(updates() >= before);
+        }
+        // A key of another: refused, and the old one stays.
+        let (certificate, of) = (named(&ca, "bad"), named(&ca, "another"));
+        let bad = Issued { key: of.key, chain: certificate.chain, serial: certificate.serial };
+        control.write("secrets.yaml", &secrets(&bad, &ca.pem));
+        proxy.wait_for_stat("sds.default.update_rejected", 1);
+        let line = control.wait_for_line(&["default", "private_key"]);
+        assert!(!line.contains("BEGIN"), "{line}");
+        assert_eq!(request(), Some(200));
+        let dump = proxy.page("/config_dump?resource=dynamic_active_secrets");
+        assert!(dump.contains("error_state") && dump.contains("[redacted]"), "{dump}");
+        assert!(!dump.contains("PRIVATE KEY"), "{dump}");
+
+        // Both authorities, then the other alone: the connection that stands is cut, and no new one is let in.
+        let last = named(&ca, "last");
+        control.write("secrets.yaml", &secrets(&last, &format!("{}{}", ca.pem, other.pem)));
+        until("the certificate to be served", || s_client(secure, &[])?.subject.filter(|s| s.contains("last")));
+        assert_eq!(request(), Some(200));
+        assert_eq!(proxy.stat(&format!("listener.127.0.0.1_{secure}.ssl.distrusted")), None);
+        let begin = Instant::now();
+        control.write("secrets.yaml", &secrets(&last, &other.pem));
+        proxy.wait_for_stat(&format!("listener.127.0.0.1_{secure}.ssl.distrusted"), 1);
+        until("the client to be refused", || http::at(plain, "/").filter(|response| response.status == 503));
+        assert!(begin.elapsed() < Duration::from_secs(10));
+    }
+}
