@@ -241,3 +241,31 @@ fn weft_control_rotates_under_load_and_who_is_trusted_no_longer_is_cut() {
         assert!(begin.elapsed() < Duration::from_secs(10));
     }
 }
+
+#[test]
+fn servers_that_are_dead_or_silent_or_talk_nonsense_are_waited_for_as_by_envoy() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nonsense = Upstream::start(|_| Reply::text("nonsense"));
+    for server in [free_port(), silent.local_addr().unwrap().port(), nonsense.port()] {
+        let port = free_port();
+        let socket = format!(
+            "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: \
+             {{tls_certificate_sds_secret_configs: [{{name: srv, sds_config: {{initial_fetch_timeout: 0.5s, \
+             api_config_source: {{api_type: GRPC, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: \
+             control}}}}]}}, resource_api_version: V3}}}}]}}}}}}"
+        );
+        let http2 = "{typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: \
+                     {\"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, \
+                     explicit_http_config: {http2_protocol_options: {}}}}, ";
+        let listener = yaml::http_listener("l", port, "", &all("direct_response: {status: 200}"));
+        let control = yaml::cluster("control", server).replacen('{', http2, 1);
+        let config = || yaml::bootstrap(&[secured(&listener, &socket)], std::slice::from_ref(&control));
+        differential(config, |proxy| {
+            let shown = s_client(port, &[]).and_then(|handshake| handshake.subject);
+            let factory = format!("listener.127.0.0.1_{port}.server_ssl_socket_factory");
+            proxy.wait_for_stat(&format!("{factory}.downstream_context_secrets_not_ready"), 1);
+            let counted = ["init_fetch_timeout", "update_success", "update_rejected", "key_rotation_failed"];
+            (shown, counted.map(|name| proxy.stat(&format!("sds.srv.{name}"))))
+        });
+    }
+}
