@@ -28,6 +28,7 @@ pub use stats::SslStats;
 
 use super::Io;
 use crate::base::{Certificate, TlsConnection};
+use failure::Failure;
 use rustls::{CommonState, HandshakeKind};
 use std::{rc::Rc, sync::Arc, time::Duration};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -68,10 +69,17 @@ fn linger(mut io: Io) {
 }
 
 /// The facts of a connection whose handshake is done.
-fn facts(state: &CommonState, local: Option<Arc<Certificate>>, peer_validated: bool) -> TlsConnection {
+///
+/// # Errors
+/// The peer's certificate, which nobody verified, cannot be read: who it is could not be told from nobody.
+fn facts(state: &CommonState, local: Option<Arc<Certificate>>, peer_validated: bool) -> Result<TlsConnection, Failure> {
     let peer_chain: Vec<Box<[u8]>> =
         state.peer_certificates().unwrap_or_default().iter().map(|der| der.as_ref().into()).collect();
-    TlsConnection {
+    let peer = match peer_chain.first() {
+        Some(der) => Some(Rc::new(Certificate::parse(der).map_err(|why| Failure::unreadable(&why))?)),
+        None => None,
+    };
+    Ok(TlsConnection {
         version: parameters::version_name(state.protocol_version()),
         cipher: parameters::cipher_name(state.negotiated_cipher_suite()),
         group: state
@@ -81,10 +89,9 @@ fn facts(state: &CommonState, local: Option<Arc<Certificate>>, peer_validated: b
         session_id: Box::default(),
         alpn: state.alpn_protocol().map(Into::into),
         local,
-        // What the verifier let through can be parsed, or nobody asked what it is.
-        peer: peer_chain.first().and_then(|der| Certificate::parse(der).ok()).map(Rc::new),
+        peer,
         peer_chain,
         peer_validated,
         resumed: state.handshake_kind() == Some(HandshakeKind::Resumed),
-    }
+    })
 }

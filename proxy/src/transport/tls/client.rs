@@ -162,7 +162,7 @@ impl ClientContext {
                     (verified, _) => verified == Some(Verified::Trusted),
                 };
                 let local = revision.identity.as_ref().map(|identity| identity.certificate.clone());
-                let tls = facts(state, local, validated);
+                let tls = facts(state, local, validated)?;
                 stats.established(&tls, found.scheme.map(parameters::scheme_name));
                 Ok((Io::Tls(Box::new(TlsStream::Client(stream))), tls))
             }

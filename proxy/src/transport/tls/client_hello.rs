@@ -22,6 +22,8 @@ pub struct Read {
     pub accepted: Accepted,
     /// It asks for an OCSP staple (RFC 6066, 8), which the library does not tell.
     pub asks_for_staple: bool,
+    /// It offers TLS 1.3 (RFC 8446, 4.2.1).
+    pub offers_13: bool,
     pub io: Io,
 }
 
@@ -57,7 +59,14 @@ pub async fn read(mut io: Io) -> Result<Read, Failure> {
                 Ok(None) => {}
                 Ok(Some(accepted)) => {
                     io.put_back(Bytes::copy_from_slice(rest));
-                    return Ok(Read { accepted, asks_for_staple: asks_for_staple(&whole), io });
+                    let message = message(&whole);
+                    let versions = extension(&message, SUPPORTED_VERSIONS).and_then(|list| list.get(1..));
+                    return Ok(Read {
+                        accepted,
+                        asks_for_staple: extension(&message, STATUS_REQUEST).is_some(),
+                        offers_13: versions.is_some_and(|list| list.chunks(2).any(|version| *version == [3, 4])),
+                        io,
+                    });
                 }
                 Err((error, mut alert)) => {
                     let is_old = start.is_old_version();
@@ -75,8 +84,11 @@ pub async fn read(mut io: Io) -> Result<Read, Failure> {
     }
 }
 
-/// True if a hello, in records, has the extension `status_request`. The library read it: what is no hello is not here.
-fn asks_for_staple(records: &[u8]) -> bool {
+const STATUS_REQUEST: u16 = 5;
+const SUPPORTED_VERSIONS: u16 = 43;
+
+/// The hello in these records. The library read it: what is no hello is not here.
+fn message(records: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(records.len());
     let mut rest = records;
     while let Some(([_, _, _, high, low], after)) = rest.split_first_chunk::<5>() {
@@ -84,11 +96,11 @@ fn asks_for_staple(records: &[u8]) -> bool {
         message.extend_from_slice(after.get(..len).unwrap_or_default());
         rest = after.get(len..).unwrap_or_default();
     }
-    has_extension(&message, 5).unwrap_or(false)
+    message
 }
 
-/// `None`: the message ends before it should.
-fn has_extension(message: &[u8], wanted: u16) -> Option<bool> {
+/// The content of an extension, which the library does not tell; `None` if it is not there.
+fn extension(message: &[u8], wanted: u16) -> Option<&[u8]> {
     // Header, version and random; session id, suites, compression; all extensions.
     let rest = message.get(4 + 2 + 32..)?;
     let rest = rest.get(1 + usize::from(*rest.first()?)..)?;
@@ -96,12 +108,13 @@ fn has_extension(message: &[u8], wanted: u16) -> Option<bool> {
     let rest = rest.get(1 + usize::from(*rest.first()?)..)?;
     let mut rest = rest.get(2..)?;
     while let Some(([a, b, c, d], after)) = rest.split_first_chunk::<4>() {
+        let (content, next) = after.split_at_checked(usize::from(u16::from_be_bytes([*c, *d])))?;
         if u16::from_be_bytes([*a, *b]) == wanted {
-            return Some(true);
+            return Some(content);
         }
-        rest = after.get(usize::from(u16::from_be_bytes([*c, *d]))..)?;
+        rest = next;
     }
-    Some(false)
+    None
 }
 
 /// Says why, and lets the client read it.

@@ -90,6 +90,11 @@ impl Failure {
         Self { cause: Cause::Closed, details: String::new() }
     }
 
+    /// The peer's certificate is none that can be read.
+    pub fn unreadable(why: &str) -> Self {
+        Self { cause: Cause::Refused(Demand::Chain), details: refused(why) }
+    }
+
     /// The client names no server where one is required.
     pub fn no_server_name() -> Self {
         Self { cause: Cause::Protocol, details: library(0xea, "TLSV1_UNRECOGNIZED_NAME") }

@@ -21,7 +21,7 @@ use crate::{
 use arc_swap::ArcSwapOption;
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::{
-    CipherSuite, HandshakeKind, ServerConfig,
+    HandshakeKind, ServerConfig,
     pki_types::{CertificateDer, UnixTime},
     server::{ClientHello, NoServerSessionStorage, ServerSessionMemoryCache, StoresServerSessions},
 };
@@ -160,17 +160,18 @@ impl ServerContext {
         info: &ConnectionInfo,
         stats: &SslStats,
     ) -> Result<(Io, TlsConnection), Failure> {
-        let client_hello::Read { accepted, asks_for_staple, io } = client_hello::read(io).await?;
+        let client_hello::Read { accepted, asks_for_staple, offers_13, io } = client_hello::read(io).await?;
+        let is_13 = revision.speaks_13 && offers_13;
         let mut start = StartHandshake::from_parts(accepted, io);
         let hello = start.client_hello();
         if self.config.require_sni && hello.server_name().is_none() {
             return Err(Failure::no_server_name());
         }
-        let mut config = revision.config_for(&hello);
+        let mut config = revision.config_for(&hello, is_13);
         if let Some(log) = self.key_log.as_ref().filter(|log| log.takes(&info.local, &info.remote)) {
             Arc::make_mut(&mut config).key_log = log.clone();
         }
-        if self.config.require_client_certificate && !revision.is_13(&start.client_hello()) {
+        if self.config.require_client_certificate && !is_13 {
             start.io = Io::Boxed(Box::new(OldAlert(start.io)));
         }
         let handshake = async {
@@ -194,7 +195,7 @@ impl ServerContext {
                     (verified, _) => verified == Some(Verified::Trusted),
                 };
                 let local = found.presented.map(|identity| identity.certificate.clone());
-                let tls = facts(state, local, validated);
+                let tls = facts(state, local, validated)?;
                 stats.established(&tls, found.scheme.map(parameters::scheme_name));
                 Ok((Io::Tls(Box::new(TlsStream::Server(stream))), tls))
             }
@@ -280,18 +281,10 @@ impl ServerRevision {
         Some(Self { configs, order_12, speaks_13, identities, verifier, watched, trust })
     }
 
-    /// True if the handshake will be one of TLS 1.3.
-    fn is_13(&self, hello: &ClientHello<'_>) -> bool {
-        let suites = &self.configs[Order::Clients as usize].with_alpn.crypto_provider().cipher_suites;
-        let is_ours =
-            |offered: &CipherSuite| suites.iter().any(|ours| ours.suite() == *offered && ours.tls13().is_some());
-        self.speaks_13 && hello.cipher_suites().iter().any(is_ours)
-    }
-
     /// What a client is served by.
-    fn config_for(&self, hello: &ClientHello<'_>) -> Arc<ServerConfig> {
+    fn config_for(&self, hello: &ClientHello<'_>, is_13: bool) -> Arc<ServerConfig> {
         let order = match self.order_12 {
-            _ if self.is_13(hello) => Order::Clients,
+            _ if is_13 => Order::Clients,
             Order12::Clients => Order::Clients,
             Order12::OursOrEqual if parameters::prefers_chacha(hello.cipher_suites()) => Order::OursChaChaFirst,
             Order12::Ours | Order12::OursOrEqual => Order::Ours,
