@@ -76,9 +76,9 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
         None => io,
     };
     let looks_again = thread.runtime().boolean(DRAIN_ON_TRUST_CHANGE).unwrap_or(false);
-    let watched = found.tls.clone().filter(|_| looks_again).zip(open.info.tls.clone());
+    let watched = found.tls.clone().filter(|_| looks_again).zip(open.info.tls.clone()).zip(open.trust);
     let drain = if watched.is_some() { found.drain.child() } else { found.drain };
-    let mut distrusted = watched.map(|(tls, client)| Box::pin(distrusted(tls, client, drain.clone())));
+    let mut distrusted = watched.map(|((tls, client), trust)| Box::pin(distrusted(tls, client, trust, drain.clone())));
     let connection = Connection {
         io,
         info: open.info.clone(),
@@ -110,8 +110,8 @@ const DRAIN_ON_TRUST_CHANGE: &str = "weft.tls.drain_on_trust_change";
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Ends once the client is trusted no longer and was told to go.
-async fn distrusted(tls: Rc<ActiveTls>, client: Rc<TlsConnection>, drain: Drain) {
-    tls.context.distrusts(&client).await;
+async fn distrusted(tls: Rc<ActiveTls>, client: Rc<TlsConnection>, trust: u64, drain: Drain) {
+    tls.context.distrusts(&client, trust).await;
     tls.stats.ssl.distrusted.inc();
     drain.start();
     tokio::time::sleep(LAST_WORDS).await;
@@ -144,6 +144,7 @@ async fn handshake(open: &mut Open, tls: &ActiveTls, chain: &Chain, io: Io) -> R
             if let Some(info) = Rc::get_mut(&mut open.info) {
                 info.tls = Some(Rc::new(facts));
             }
+            open.trust = Some(revision.trust);
             Ok(io)
         }
         Err(failure) => {
@@ -245,6 +246,8 @@ struct Open {
     listener: Arc<Listener>,
     thread: Rc<Thread>,
     info: Rc<ConnectionInfo>,
+    /// Of the revision by which the client was verified.
+    trust: Option<u64>,
     /// What the terminal filter leaves for the listener's log.
     facts: Option<FactsSlot>,
     /// Counted only if there is a log to show them.
@@ -269,7 +272,7 @@ impl Open {
         active.worker_stats.downstream_cx_active.inc();
         let facts = (!listener.access_logs.is_empty()).then(FactsSlot::default);
         let info = Rc::new(info);
-        Self { active, listener, thread, info, facts, bytes: Rc::default(), metadata, _socket: socket }
+        Self { active, listener, thread, info, trust: None, facts, bytes: Rc::default(), metadata, _socket: socket }
     }
 }
 

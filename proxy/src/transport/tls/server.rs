@@ -57,7 +57,7 @@ pub struct ServerRevision {
     pub verifier: Option<Arc<Verifier>>,
     pub watched: Option<WatchedFile>,
     /// Stands for the authorities and CRLs that clients are verified by.
-    trust: u64,
+    pub trust: u64,
 }
 
 /// Whose order of cipher suites counts.
@@ -115,22 +115,24 @@ impl ServerContext {
         self.changed.send_replace(());
     }
 
-    /// Waits until authorities or CRLs change so that a client which was let in would be let in no longer.
-    pub async fn distrusts(&self, client: &TlsConnection) {
+    /// Waits until authorities or CRLs change so that a client which was let in would be let in no longer. `trust`: of the
+    /// revision by which it was.
+    pub async fn distrusts(&self, client: &TlsConnection, mut trust: u64) {
         let mut changes = self.changed.subscribe();
-        let mut trust = self.revision().map(|revision| revision.trust);
-        while changes.changed().await.is_ok() {
-            let Some(revision) = self.revision() else { continue };
-            if trust.replace(revision.trust) == Some(revision.trust) {
-                continue;
+        loop {
+            // Also what changed while the handshake was under way.
+            if let Some(revision) = self.revision().filter(|revision| revision.trust != trust) {
+                trust = revision.trust;
+                let chain: Vec<_> = client.peer_chain.iter().map(|der| CertificateDer::from(&der[..])).collect();
+                if revision.verify_again(Some(&chain)).is_err() {
+                    return;
+                }
             }
-            let chain: Vec<_> = client.peer_chain.iter().map(|der| CertificateDer::from(&der[..])).collect();
-            if revision.verify_again(Some(&chain)).is_err() {
-                return;
+            if changes.changed().await.is_err() {
+                // The context is gone with its listener, which ends its connections in its own time.
+                std::future::pending().await
             }
         }
-        // The context is gone with its listener, which ends its connections in its own time.
-        std::future::pending().await
     }
 
     /// There are no handshakes from now on: a secret is no more.
