@@ -80,7 +80,7 @@ fn what_is_not_done_is_refused_with_its_path() {
         transport_socket: Some(core::TransportSocket {
             name: "tls".into(),
             config_type: Some(core::transport_socket::ConfigType::TypedConfig(Any {
-                type_url: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext".into(),
+                type_url: "type.googleapis.com/envoy.extensions.transport_sockets.tap.v3.Tap".into(),
                 value: Vec::new(),
             })),
         }),
