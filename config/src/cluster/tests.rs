@@ -89,7 +89,10 @@ fn what_is_not_done_is_refused_with_its_path() {
     };
     let problems = read(p).unwrap_err();
     let paths: Vec<_> = problems.iter().map(|p| p.split(": ").next().unwrap()).collect();
-    assert_eq!(paths, ["health_checks", "lb_policy", "typed_extension_protocol_options[\"x\"]", "transport_socket"]);
+    assert_eq!(
+        paths,
+        ["health_checks", "lb_policy", "typed_extension_protocol_options[\"x\"]", "transport_socket.typed_config"]
+    );
 }
 
 #[test]
