@@ -112,6 +112,15 @@ pub mod yaml {
         )
     }
 
+    /// A listener that hands connections to a cluster.
+    pub fn tcp_listener(name: &str, port: u16, cluster: &str) -> String {
+        format!(
+            "{{name: {name}, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, filter_chains: \
+             [{{filters: [{{name: tcp, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.\
+             tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: {cluster}}}}}]}}]}}"
+        )
+    }
+
     /// A bootstrap of static listeners and clusters.
     pub fn bootstrap(listeners: &[String], clusters: &[String]) -> String {
         format!(

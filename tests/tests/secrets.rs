@@ -269,3 +269,54 @@ fn servers_that_are_dead_or_silent_or_talk_nonsense_are_waited_for_as_by_envoy()
         });
     }
 }
+
+#[test]
+fn hosts_that_are_trusted_no_longer_are_cut() {
+    let (ca, other) = (Authority::root("ca"), Authority::root("other"));
+    let files = Files::new("hosts");
+    let trusted = |authority: &Authority| {
+        let pem = &authority.pem;
+        let resource = format!(
+            "resources: [{{\"@type\": {TYPE}.Secret, name: ROOTCA, validation_context: {{trusted_ca: {{inline_string: \
+             {pem:?}}}}}}}]"
+        );
+        files.put("sds.yaml", &resource)
+    };
+    let sds = trusted(&ca);
+    let (plain, tcp, secure) = (free_port(), free_port(), free_port());
+    let server = named(&ca, "server");
+    let presents = format!(
+        "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: {{tls_certificates: \
+         [{{certificate_chain: {{inline_string: {:?}}}, private_key: {{inline_string: {:?}}}}}]}}}}}}",
+        chain(&server),
+        key(&server)
+    );
+    let trusts = format!(
+        "{{transport_socket: {{name: tls, typed_config: {{\"@type\": {TYPE}.UpstreamTlsContext, common_tls_context: \
+         {{validation_context_sds_secret_config: {{name: ROOTCA, sds_config: {{path_config_source: {{path: {sds}}}, \
+         resource_api_version: V3}}}}}}}}}}, "
+    );
+    let inbound = yaml::http_listener("secure", secure, "", &all("direct_response: {status: 200}"));
+    let bootstrap = yaml::bootstrap(
+        &[
+            secured(&inbound, &presents),
+            yaml::http_listener("plain", plain, "", &all("route: {cluster: mesh}")),
+            yaml::tcp_listener("tcp", tcp, "mesh"),
+        ],
+        &[yaml::cluster("mesh", secure).replacen('{', &trusts, 1)],
+    );
+    let runtime = "layered_runtime: {layers: [{name: l, static_layer: {weft.tls.drain_on_trust_change: true}}]}\n";
+    let proxy = Proxy::start(&Kind::Weft, &format!("{bootstrap}{runtime}"));
+    let [mut over_http, mut over_tcp] =
+        [plain, tcp].map(|port| Client::connect(("127.0.0.1", port)).expect("it listens"));
+    for client in [&mut over_http, &mut over_tcp] {
+        assert_eq!(client.get("/", &[]).map(|response| response.status), Some(200));
+    }
+    trusted(&other);
+    proxy.wait_for_stat("cluster.mesh.ssl.distrusted", 2);
+    until("the connection through it to end", || over_tcp.is_closed().then_some(()));
+    proxy.wait_for_stat("cluster.mesh.upstream_cx_active", 0);
+    assert_eq!(over_http.get("/", &[]).map(|response| response.status), Some(503));
+    trusted(&ca);
+    until("the host to be trusted again", || http::at(plain, "/").filter(|response| response.status == 200));
+}

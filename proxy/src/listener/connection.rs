@@ -11,14 +11,12 @@ use crate::{
     http::Thread,
     network::{Connection, FactsSlot},
     observe::{StreamInfo, format::Facts, stream_info::Metadata},
-    transport::{Io, Meter},
+    transport::{
+        Io, Meter,
+        tls::{DRAIN_ON_TRUST_CHANGE, LAST_WORDS, Trust as _},
+    },
 };
-use std::{
-    cell::Cell,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Instant};
 
 /// A new connection: limited, then served by a task of its own.
 pub fn begin(listeners: &Rc<Listeners>, active: &Rc<Active>, io: Io, local: Address, remote: Address) {
@@ -104,14 +102,9 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
     }
 }
 
-/// Where this is true, clients are looked at again when authorities or CRLs change.
-const DRAIN_ON_TRUST_CHANGE: &str = "weft.tls.drain_on_trust_change";
-/// What a client that is trusted no longer has begun may take so long.
-const LAST_WORDS: Duration = Duration::from_millis(500);
-
 /// Ends once the client is trusted no longer and was told to go.
 async fn distrusted(tls: Rc<ActiveTls>, client: Rc<TlsConnection>, trust: u64, drain: Drain) {
-    tls.context.distrusts(&client, trust).await;
+    tls.context.revisions.distrusts(&client, None, trust).await;
     tls.stats.ssl.distrusted.inc();
     drain.start();
     tokio::time::sleep(LAST_WORDS).await;
@@ -122,7 +115,7 @@ struct Refusal;
 
 /// The connection under TLS, which `open` knows of then.
 async fn handshake(open: &mut Open, tls: &ActiveTls, chain: &Chain, io: Io) -> Result<Io, Refusal> {
-    let Some(revision) = tls.context.revision() else {
+    let Some(revision) = tls.context.revisions.now() else {
         tls.stats.factory.downstream_context_secrets_not_ready.inc();
         *open.info.transport_failure.borrow_mut() = Some("TLS_error:_Secret_is_not_supplied_by_SDS".into());
         return Err(Refusal);
@@ -144,7 +137,7 @@ async fn handshake(open: &mut Open, tls: &ActiveTls, chain: &Chain, io: Io) -> R
             if let Some(info) = Rc::get_mut(&mut open.info) {
                 info.tls = Some(Rc::new(facts));
             }
-            open.trust = Some(revision.trust);
+            open.trust = Some(revision.trust());
             Ok(io)
         }
         Err(failure) => {

@@ -344,6 +344,7 @@ impl Control {
             store.runtime = self.runtime.borrow().snapshot();
             Arc::new(store.snapshot())
         };
+        self.upstreams.set_runtime(&snapshot.runtime);
         self.upstreams.apply(&snapshot.clusters);
         self.discoveries.follow(self);
         self.xds.follow(self);

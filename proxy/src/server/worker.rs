@@ -107,6 +107,7 @@ fn takes(inbound_only: bool) -> impl Fn(&Listener) -> bool {
 /// Clusters first, then routes, then listeners: nothing refers to what is not there yet.
 fn apply(thread: &Thread, listeners: &std::rc::Rc<Listeners>, snapshot: &Snapshot) {
     thread.upstreams.apply(&snapshot.clusters);
+    thread.upstreams.set_runtime(&snapshot.runtime);
     thread.set_runtime(snapshot.runtime.clone());
     thread.set_routes(snapshot.routes.clone());
     listeners.apply(&snapshot.listeners);

@@ -182,8 +182,8 @@ impl Live {
 
     fn watched(&self) -> Option<WatchedFile> {
         match self {
-            Self::Server(context, _) => context.revision()?.watched.clone(),
-            Self::Client(context, _) => context.revision()?.watched.clone(),
+            Self::Server(context, _) => context.revisions.now()?.watched.clone(),
+            Self::Client(context, _) => context.revisions.now()?.watched.clone(),
         }
     }
 
@@ -193,11 +193,11 @@ impl Live {
         match self {
             Self::Server(context, _) => {
                 let (context, revision) = (context.clone(), context.prepare(secrets, cx)?);
-                Some(Box::new(move || context.publish(revision)))
+                Some(Box::new(move || context.revisions.publish(revision)))
             }
             Self::Client(context, _) => {
                 let (context, revision) = (context.clone(), context.prepare(secrets, cx)?);
-                Some(Box::new(move || context.publish(revision)))
+                Some(Box::new(move || context.revisions.publish(revision)))
             }
         }
     }
@@ -360,8 +360,8 @@ impl Store {
         if was_there {
             for context in self.contexts().into_iter().filter(|context| context.uses(of)) {
                 match context {
-                    Live::Server(context, _) => context.withdraw(),
-                    Live::Client(context, _) => context.withdraw(),
+                    Live::Server(context, _) => context.revisions.withdraw(),
+                    Live::Client(context, _) => context.revisions.withdraw(),
                 }
             }
         }
@@ -371,8 +371,8 @@ impl Store {
     /// True if every certificate that is presented is past its end. Without any it is false.
     pub fn is_identity_expired(&self) -> bool {
         let all = self.contexts().into_iter().flat_map(|context| match context {
-            Live::Server(context, _) => context.revision().map(|r| r.identities.clone()).unwrap_or_default(),
-            Live::Client(context, _) => context.revision().and_then(|r| r.identity.clone()).into_iter().collect(),
+            Live::Server(context, _) => context.revisions.now().map(|r| r.identities.clone()).unwrap_or_default(),
+            Live::Client(context, _) => context.revisions.now().and_then(|r| r.identity.clone()).into_iter().collect(),
         });
         let mut all = all.peekable();
         all.peek().is_some() && all.all(|identity| identity.certificate.is_expired())

@@ -13,6 +13,7 @@ mod key_log;
 pub mod material;
 mod old_alert;
 mod parameters;
+mod revisions;
 pub mod secrets;
 mod select;
 pub mod server;
@@ -22,6 +23,7 @@ mod tickets;
 pub mod verify;
 
 pub use client::{ClientContext, ClientOptions};
+pub use revisions::{DRAIN_ON_TRUST_CHANGE, Distrusted, Guarded, LAST_WORDS, Trust};
 pub use secrets::Secrets;
 pub use server::ServerContext;
 pub use stats::SslStats;

@@ -10,7 +10,7 @@ use crate::{
     base::{Address, ConnectionInfo, ResetReason, TlsConnection},
     transport::{
         Internals, Io, internal,
-        tls::{ClientContext, ClientOptions, SslStats, stats::ClientSocketFactoryStats},
+        tls::{ClientContext, ClientOptions, Distrusted, SslStats, stats::ClientSocketFactoryStats},
     },
 };
 use std::{borrow::Cow, future::Future, io, pin::Pin, rc::Rc, sync::Arc};
@@ -32,6 +32,8 @@ pub struct TargetTls {
     pub options: Rc<ClientOptions>,
     pub ssl: Arc<SslStats>,
     pub factory: Arc<ClientSocketFactoryStats>,
+    /// The host is watched: it is cut when it is trusted no longer.
+    pub looks_again: bool,
 }
 
 /// A connection that is made.
@@ -42,6 +44,15 @@ pub struct Connected {
     /// Bytes that were sent ahead of all others.
     pub sent: usize,
     pub tls: Option<Rc<TlsConnection>>,
+    /// Ends once the host is trusted no longer, where that is watched.
+    pub distrusted: Option<Distrusted>,
+}
+
+impl Connected {
+    /// A connection that nothing was sent on and nothing was agreed.
+    pub fn bare(io: Io, local: Option<Address>, remote: Address) -> Self {
+        Self { io, local, remote: Some(remote), sent: 0, tls: None, distrusted: None }
+    }
 }
 
 /// A connection that could not be made.
@@ -93,21 +104,27 @@ async fn connect(target: Target, internals: Rc<Internals>) -> Result<Connected, 
 }
 
 /// The connection under TLS.
-async fn secure(context: &ClientContext, made: Connected, target: &Target) -> Result<Connected, ConnectError> {
+async fn secure(context: &Arc<ClientContext>, made: Connected, target: &Target) -> Result<Connected, ConnectError> {
     let failed = |details: String| ConnectError {
         reason: ResetReason::RemoteConnectionFailure,
         details: details.into(),
         bind: false,
     };
-    let Some(revision) = context.revision() else {
+    let Some(revision) = context.revisions.now() else {
         target.tls.factory.upstream_context_secrets_not_ready.inc();
         return Err(failed("TLS_error:_Secret_is_not_supplied_by_SDS".into()));
     };
-    let Connected { io, local, remote, sent, tls: _ } = made;
+    let Connected { io, local, remote, sent, .. } = made;
     let (options, stats) = (&target.tls.options, &target.tls.ssl);
     let addresses = (local.as_ref(), remote.as_ref());
-    match context.connect(&revision, io, options, &target.host.hostname, addresses, stats).await {
-        Ok((io, tls)) => Ok(Connected { io, local, remote, sent, tls: Some(Rc::new(tls)) }),
+    let hostname = &target.host.hostname;
+    match context.connect(&revision, io, options, hostname, addresses, stats).await {
+        Ok((io, tls)) => {
+            let tls = Rc::new(tls);
+            let watch = || context.distrusts(&revision, &tls, options, hostname, stats);
+            let distrusted = target.tls.looks_again.then(watch);
+            Ok(Connected { io, local, remote, sent, tls: Some(tls), distrusted })
+        }
         Err(failure) => {
             stats.failed(failure.cause);
             Err(failed(failure.details))
@@ -117,26 +134,19 @@ async fn secure(context: &ClientContext, made: Connected, target: &Target) -> Re
 
 async fn one(target: &Target, address: &Address, internals: &Internals) -> Result<Connected, ConnectError> {
     match address {
-        Address::Ip(address) => {
-            let stream = socket::connect(*address, target.bind.as_deref(), target.keepalive).await?;
-            Ok(Connected {
-                local: stream.local_addr().ok().map(Address::from),
-                remote: Some(Address::from(*address)),
-                io: Io::Tcp(stream),
-                sent: 0,
-                tls: None,
-            })
+        Address::Ip(ip) => {
+            let stream = socket::connect(*ip, target.bind.as_deref(), target.keepalive).await?;
+            let local = stream.local_addr().ok().map(Address::from);
+            Ok(Connected::bare(Io::Tcp(stream), local, address.clone()))
         }
         Address::Unix(path) => {
             // tokio takes a leading NUL for the abstract namespace.
             let name = path.strip_prefix('@').map_or_else(|| path.to_string(), |name| format!("\0{name}"));
             let stream = UnixStream::connect(name).await.map_err(|e| immediate(&e, path))?;
-            Ok(Connected { local: None, remote: Some(address.clone()), io: Io::Unix(stream), sent: 0, tls: None })
+            Ok(Connected::bare(Io::Unix(stream), None, address.clone()))
         }
         Address::Internal { .. } => match internals.connect(address) {
-            Some(io) => {
-                Ok(Connected { local: Some(internal::client()), remote: Some(address.clone()), io, sent: 0, tls: None })
-            }
+            Some(io) => Ok(Connected::bare(io, Some(internal::client()), address.clone())),
             None => Err(immediate(&io::Error::from_raw_os_error(libc::EINVAL), address)),
         },
     }

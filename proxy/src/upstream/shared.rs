@@ -20,7 +20,7 @@ use crate::{
     },
 };
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell},
     rc::Rc,
     sync::atomic::Ordering::Relaxed,
     sync::{Arc, Weak},
@@ -36,6 +36,8 @@ pub(super) struct Context {
     pub connector: Rc<dyn Connect>,
     /// The control thread: its stats show before there was any traffic.
     pub is_control: bool,
+    /// Hosts under TLS are looked at again when authorities or CRLs change.
+    pub looks_again: Cell<bool>,
     /// By [`Alpn`].
     tls_options: [Rc<ClientOptions>; 4],
 }
@@ -66,7 +68,7 @@ impl Alpn {
 impl Context {
     pub fn new(registry: Registry, connector: Rc<dyn Connect>, is_control: bool) -> Self {
         let options = |alpn: Alpn| Rc::new(ClientOptions { alpn_fallback: alpn.offer(), ..Default::default() });
-        Self { registry, connector, is_control, tls_options: Alpn::ALL.map(options) }
+        Self { registry, connector, is_control, looks_again: Cell::new(false), tls_options: Alpn::ALL.map(options) }
     }
 
     /// For connections that nothing else is said of.
@@ -198,7 +200,7 @@ impl Shared {
     ) -> Result<Connected, StreamError> {
         let config = &self.info.config;
         let (ssl, factory) = self.tls_stats().clone();
-        let tls = TargetTls { options, ssl, factory };
+        let tls = TargetTls { options, ssl, factory, looks_again: self.context.looks_again.get() };
         let target = Target { host, bind: self.info.bind.clone(), keepalive: config.tcp_keepalive, downstream, tls };
         let connecting = self.context.connector.connect(target);
         match tokio::time::timeout(config.connect_timeout, connecting).await {

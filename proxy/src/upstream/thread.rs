@@ -7,7 +7,7 @@ use super::{
     ClusterId, Names,
     balancer::Balancer,
     cluster::{Cluster, ClusterInfo, ClusterTable},
-    connect::{Connect, Sockets},
+    connect::{Connect, Connected, Sockets},
     connection::{Tally, UpstreamConnection},
     host::{Health, Host, HostSet},
     original_dst::OriginalDstHosts,
@@ -17,13 +17,16 @@ use super::{
     stats::{BreakerStats, ClusterStats},
 };
 use crate::{
-    base::{Address, ConnectionInfo, StreamError},
+    base::{Address, ConnectionInfo, RuntimeSnapshot, StreamError},
     http::{Protocol, RequestHead, header_names::ENVOY_UPSTREAM_CANARY},
     observe::{
         stats::Registry,
         stream_info::{Metadata, StreamInfo},
     },
-    transport::{Internals, Io, tls::ClientOptions},
+    transport::{
+        Internals, Io,
+        tls::{ClientOptions, DRAIN_ON_TRUST_CHANGE, Guarded},
+    },
 };
 use foldhash::{HashMap, HashSet};
 use http::HeaderMap;
@@ -64,6 +67,11 @@ impl Upstreams {
     fn build(registry: Registry, is_control: bool, connector: Rc<dyn Connect>, internals: Rc<Internals>) -> Rc<Self> {
         let context = Rc::new(Context::new(registry, connector, is_control));
         Rc::new(Self { context, clusters: RefCell::default(), names: RefCell::default(), internals })
+    }
+
+    /// Takes over what runtime keys say of connections that are made from now on.
+    pub fn set_runtime(&self, runtime: &RuntimeSnapshot) {
+        self.context.looks_again.set(runtime.boolean(DRAIN_ON_TRUST_CHANGE).unwrap_or(false));
     }
 
     /// Takes over a snapshot's clusters: keeps what stayed, drains what went.
@@ -432,9 +440,14 @@ async fn tcp_connect(
     match result {
         Ok(connected) => {
             tally.is_request();
-            let connection = UpstreamConnection::new(tally, connected.local, connected.remote, None, connected.tls);
+            let Connected { io, local, remote, sent: _, tls, distrusted } = connected;
+            let connection = UpstreamConnection::new(tally, local, remote, None, tls);
             connection.stream_starts();
-            Ok((connected.io, connection))
+            let io = match distrusted {
+                Some(distrusted) => Io::Boxed(Box::new(Guarded::new(io, distrusted))),
+                None => io,
+            };
+            Ok((io, connection))
         }
         Err(error) => {
             stats.upstream_rq_pending_failure_eject.inc();

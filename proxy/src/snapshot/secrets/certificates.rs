@@ -28,12 +28,12 @@ impl Store {
         let of_context = |context: &Live| {
             let (identities, authorities): (Vec<_>, Vec<_>) = match context {
                 Live::Server(context, _) => {
-                    let revision = context.revision()?;
+                    let revision = context.revisions.now()?;
                     let trusted = revision.verifier.iter().flat_map(|verifier| verifier.authorities());
                     (revision.identities.iter().map(identity).collect(), trusted.map(authority).collect())
                 }
                 Live::Client(context, _) => {
-                    let revision = context.revision()?;
+                    let revision = context.revisions.now()?;
                     let trusted = revision.verifier.iter().flat_map(|verifier| verifier.authorities());
                     (revision.identity.iter().map(identity).collect(), trusted.map(authority).collect())
                 }

@@ -7,15 +7,15 @@ use super::{
     linger,
     material::Identity,
     parameters,
+    revisions::{Distrusted, Revisions, Trust},
     secrets::{Material, Secrets, WatchedFile},
     stats::SslStats,
-    verify::{Peer, Refusal, ServerVerifier, Verified, Verifier},
+    verify::{Peer, ServerVerifier, Verified, Verifier},
 };
 use crate::{
     base::{Address, TlsConnection},
     transport::Io,
 };
-use arc_swap::ArcSwapOption;
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, HandshakeKind, SignatureScheme,
     client::{
@@ -25,7 +25,7 @@ use rustls::{
     pki_types::{CertificateDer, IpAddr, Ipv4Addr, ServerName, UnixTime},
     sign::SingleCertAndKey,
 };
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 use tokio_rustls::{TlsConnector, TlsStream};
 use weft_config::{Context, tls::UpstreamTlsContext};
 
@@ -33,7 +33,7 @@ use weft_config::{Context, tls::UpstreamTlsContext};
 #[derive(Debug)]
 pub struct ClientContext {
     pub config: Arc<UpstreamTlsContext>,
-    revision: ArcSwapOption<ClientRevision>,
+    pub revisions: Revisions<ClientRevision>,
     key_log: Option<Arc<KeyLogFile>>,
 }
 
@@ -46,6 +46,8 @@ pub struct ClientRevision {
     pub identity: Option<Arc<Identity>>,
     pub verifier: Option<Arc<Verifier>>,
     pub watched: Option<WatchedFile>,
+    /// Stands for the authorities and CRLs that hosts are verified by.
+    trust: u64,
 }
 
 /// What differs between connections of one context.
@@ -64,7 +66,7 @@ impl ClientContext {
     pub fn compile(config: Arc<UpstreamTlsContext>, secrets: &dyn Secrets, cx: &mut Context) -> Self {
         let context = Self::new(config, cx);
         if let Some(revision) = context.prepare(secrets, cx) {
-            context.publish(revision);
+            context.revisions.publish(revision);
         }
         context
     }
@@ -75,7 +77,7 @@ impl ClientContext {
         if !config.sni.is_empty() && ServerName::try_from(config.sni.as_str()).is_err() {
             cx.problem_at("sni", format!("found {:?}, which is no name of a server", config.sni));
         }
-        Self { config, revision: ArcSwapOption::empty(), key_log }
+        Self { config, revisions: Revisions::default(), key_log }
     }
 
     /// Builds a revision of what there is now. `None`: a secret is missing, or a problem was reported.
@@ -83,25 +85,35 @@ impl ClientContext {
         cx.field("common_tls_context", |cx| ClientRevision::compile(&self.config, secrets, cx)).map(Arc::new)
     }
 
-    /// Handshakes from now on are by `revision`.
-    pub fn publish(&self, revision: Arc<ClientRevision>) {
-        self.revision.store(Some(revision));
-    }
-
-    /// There are no handshakes from now on: a secret is no more.
-    pub fn withdraw(&self) {
-        self.revision.store(None);
-    }
-
-    /// What it is made of now; `None` while secrets are missing.
-    pub fn revision(&self) -> Option<Arc<ClientRevision>> {
-        self.revision.load_full()
-    }
-
     /// When what it is made of now is no longer valid, by name.
     pub fn expirations(&self) -> Vec<(String, i64)> {
-        let Some(revision) = self.revision() else { return Vec::new() };
+        let Some(revision) = self.revisions.now() else { return Vec::new() };
         expirations(&self.config.common, revision.identity.as_slice(), revision.verifier.as_ref())
+    }
+
+    /// What is sent as the server's name, and what name the peer's certificate must be for.
+    fn names<'a>(&'a self, options: &'a ClientOptions, hostname: &'a str) -> (Option<&'a str>, Option<&'a str>) {
+        let hostname = Some(hostname).filter(|name| self.config.auto_host_sni && !name.is_empty());
+        let configured = Some(self.config.sni.as_str()).filter(|name| !name.is_empty());
+        let sni = options.sni.as_deref().or(hostname).or(configured);
+        (sni, options.san.as_deref().or(sni.filter(|_| self.config.auto_sni_san_validation)))
+    }
+
+    /// Ends once the host, which was trusted by `revision`, is trusted no longer; counts that.
+    pub fn distrusts(
+        self: &Arc<Self>,
+        revision: &ClientRevision,
+        tls: &Rc<TlsConnection>,
+        options: &ClientOptions,
+        hostname: &str,
+        stats: &Arc<SslStats>,
+    ) -> Distrusted {
+        let san: Option<Box<str>> = self.names(options, hostname).1.map(Into::into);
+        let (context, tls, stats, trust) = (self.clone(), tls.clone(), stats.clone(), revision.trust);
+        Box::pin(async move {
+            context.revisions.distrusts(&tls, san.as_deref(), trust).await;
+            stats.distrusted.inc();
+        })
     }
 
     /// Does the handshake on a connection to a host of the name `hostname`.
@@ -117,11 +129,8 @@ impl ClientContext {
         addresses: (Option<&Address>, Option<&Address>),
         stats: &SslStats,
     ) -> Result<(Io, TlsConnection), Failure> {
-        let hostname = Some(hostname).filter(|name| self.config.auto_host_sni && !name.is_empty());
-        let configured = Some(self.config.sni.as_str()).filter(|name| !name.is_empty());
-        let sni = options.sni.as_deref().or(hostname).or(configured);
+        let (sni, san) = self.names(options, hostname);
         let name = sni.and_then(|name| ServerName::try_from(name.to_owned()).ok());
-        let san = options.san.as_deref().or(sni.filter(|_| self.config.auto_sni_san_validation));
         let mut tls = revision.tls.clone();
         if let Some(san) = san {
             tls = revision.for_name.clone();
@@ -178,7 +187,7 @@ impl ClientRevision {
     fn compile(config: &UpstreamTlsContext, secrets: &dyn Secrets, cx: &mut Context) -> Option<Self> {
         let parameters = &config.common.parameters;
         let provider = parameters::provider(parameters, false);
-        let Material { identities, mut verifier, watched, trust: _ } = Material::gather(&config.common, secrets, cx)?;
+        let Material { identities, mut verifier, watched, trust } = Material::gather(&config.common, secrets, cx)?;
         if let Some(verifier) = verifier.as_mut().filter(|_| config.auto_sni_san_validation).and_then(Arc::get_mut) {
             verifier.let_names_replace_matchers();
         }
@@ -207,7 +216,7 @@ impl ClientRevision {
         };
         let tls = build(false, cx)?;
         let for_name = build(true, cx)?;
-        Some(Self { tls, for_name, identity, verifier, watched })
+        Some(Self { tls, for_name, identity, verifier, watched, trust })
     }
 
     /// The verifier that looks at names too.
@@ -218,18 +227,17 @@ impl ClientRevision {
             algorithms: self.tls.crypto_provider().signature_verification_algorithms,
         }
     }
+}
 
-    /// Looks at a peer again that was verified in an earlier handshake, or some time ago. True: it leads to something
-    /// that is trusted.
-    ///
-    /// # Errors
-    /// It would be refused now.
-    pub fn verify_again(&self, chain: Option<&[CertificateDer<'_>]>, san: Option<&str>) -> Result<bool, Refusal> {
-        let (Some(verifier), Some((leaf, rest))) = (&self.verifier, chain.and_then(<[_]>::split_first)) else {
-            return Ok(false);
-        };
-        let verified = verifier.verify(Peer::Server, leaf, rest, san, UnixTime::now())?;
-        Ok(verified == Verified::Trusted)
+impl Trust for ClientRevision {
+    const PEER: Peer = Peer::Server;
+
+    fn trust(&self) -> u64 {
+        self.trust
+    }
+
+    fn verifier(&self) -> Option<&Verifier> {
+        self.verifier.as_deref()
     }
 }
 

@@ -8,25 +8,23 @@ use super::{
     material::Identity,
     old_alert::OldAlert,
     parameters,
+    revisions::{Revisions, Trust},
     secrets::{self, Material, Secrets, WatchedFile},
     select::Selection,
     stats::SslStats,
     tickets,
-    verify::{ClientVerifier, Peer, Refusal, Verified, Verifier},
+    verify::{ClientVerifier, Peer, Verified, Verifier},
 };
 use crate::{
     base::{ConnectionInfo, TlsConnection},
     transport::Io,
 };
-use arc_swap::ArcSwapOption;
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::{
     HandshakeKind, ServerConfig,
-    pki_types::{CertificateDer, UnixTime},
     server::{ClientHello, NoServerSessionStorage, ServerSessionMemoryCache, StoresServerSessions},
 };
 use std::sync::Arc;
-use tokio::sync::watch;
 use tokio_rustls::{StartHandshake, TlsStream};
 use weft_config::{
     Context,
@@ -40,9 +38,7 @@ const SESSIONS: usize = 1024;
 #[derive(Debug)]
 pub struct ServerContext {
     pub config: Arc<DownstreamTlsContext>,
-    revision: ArcSwapOption<ServerRevision>,
-    /// Told of each revision.
-    changed: watch::Sender<()>,
+    pub revisions: Revisions<ServerRevision>,
     key_log: Option<Arc<KeyLogFile>>,
 }
 
@@ -57,7 +53,7 @@ pub struct ServerRevision {
     pub verifier: Option<Arc<Verifier>>,
     pub watched: Option<WatchedFile>,
     /// Stands for the authorities and CRLs that clients are verified by.
-    pub trust: u64,
+    trust: u64,
 }
 
 /// Whose order of cipher suites counts.
@@ -90,7 +86,7 @@ impl ServerContext {
     pub fn compile(config: Arc<DownstreamTlsContext>, secrets: &dyn Secrets, cx: &mut Context) -> Self {
         let context = Self::new(config, cx);
         if let Some(revision) = context.prepare(secrets, cx) {
-            context.publish(revision);
+            context.revisions.publish(revision);
         }
         context
     }
@@ -101,7 +97,7 @@ impl ServerContext {
             .key_log
             .as_ref()
             .and_then(|log| cx.field("common_tls_context.key_log", |cx| KeyLogFile::open(log, cx)));
-        Self { config, revision: ArcSwapOption::empty(), changed: watch::Sender::new(()), key_log }
+        Self { config, revisions: Revisions::default(), key_log }
     }
 
     /// Builds a revision of what there is now. `None`: a secret is missing, or a problem was reported.
@@ -109,45 +105,9 @@ impl ServerContext {
         cx.field("common_tls_context", |cx| ServerRevision::compile(&self.config, secrets, cx)).map(Arc::new)
     }
 
-    /// Handshakes from now on are by `revision`.
-    pub fn publish(&self, revision: Arc<ServerRevision>) {
-        self.revision.store(Some(revision));
-        self.changed.send_replace(());
-    }
-
-    /// Waits until authorities or CRLs change so that a client which was let in would be let in no longer. `trust`: of the
-    /// revision by which it was.
-    pub async fn distrusts(&self, client: &TlsConnection, mut trust: u64) {
-        let mut changes = self.changed.subscribe();
-        loop {
-            // Also what changed while the handshake was under way.
-            if let Some(revision) = self.revision().filter(|revision| revision.trust != trust) {
-                trust = revision.trust;
-                let chain: Vec<_> = client.peer_chain.iter().map(|der| CertificateDer::from(&der[..])).collect();
-                if revision.verify_again(Some(&chain)).is_err() {
-                    return;
-                }
-            }
-            if changes.changed().await.is_err() {
-                // The context is gone with its listener, which ends its connections in its own time.
-                std::future::pending().await
-            }
-        }
-    }
-
-    /// There are no handshakes from now on: a secret is no more.
-    pub fn withdraw(&self) {
-        self.revision.store(None);
-    }
-
-    /// What it is made of now; `None` while secrets are missing.
-    pub fn revision(&self) -> Option<Arc<ServerRevision>> {
-        self.revision.load_full()
-    }
-
     /// When what it is made of now is no longer valid, by name.
     pub fn expirations(&self) -> Vec<(String, i64)> {
-        let Some(revision) = self.revision() else { return Vec::new() };
+        let Some(revision) = self.revisions.now() else { return Vec::new() };
         expirations(&self.config.common, &revision.identities, revision.verifier.as_ref())
     }
 
@@ -192,7 +152,7 @@ impl ServerContext {
                 let state = stream.get_ref().1;
                 let validated = match (found.verified, state.handshake_kind()) {
                     (None, Some(HandshakeKind::Resumed)) => revision
-                        .verify_again(state.peer_certificates())
+                        .verify_again(state.peer_certificates(), None)
                         .map_err(|refusal| Failure::refused(&refusal))?,
                     (verified, _) => verified == Some(Verified::Trusted),
                 };
@@ -296,18 +256,17 @@ impl ServerRevision {
         let overlaps = hello.alpn().is_some_and(|mut offered| offered.any(is_ours));
         if overlaps { &configs.with_alpn } else { &configs.without_alpn }.clone()
     }
+}
 
-    /// Looks at a peer again that was verified in an earlier handshake, or some time ago. True: it leads to something
-    /// that is trusted.
-    ///
-    /// # Errors
-    /// It would be refused now.
-    pub fn verify_again(&self, chain: Option<&[CertificateDer<'_>]>) -> Result<bool, Refusal> {
-        let (Some(verifier), Some((leaf, rest))) = (&self.verifier, chain.and_then(<[_]>::split_first)) else {
-            return Ok(false);
-        };
-        let verified = verifier.verify(Peer::Client, leaf, rest, None, UnixTime::now())?;
-        Ok(verified == Verified::Trusted)
+impl Trust for ServerRevision {
+    const PEER: Peer = Peer::Client;
+
+    fn trust(&self) -> u64 {
+        self.trust
+    }
+
+    fn verifier(&self) -> Option<&Verifier> {
+        self.verifier.as_deref()
     }
 }
 

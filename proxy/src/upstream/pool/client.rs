@@ -4,6 +4,7 @@ use super::{Opened, Pool, Protocol};
 use crate::{
     base::StreamError,
     http::{h1, h2, service::UpstreamStream},
+    transport::tls::{Distrusted, LAST_WORDS},
     upstream::{
         connect::Connected,
         connection::{ClosedBy, Tally, UpstreamConnection},
@@ -44,7 +45,7 @@ type Driver = Pin<Box<dyn Future<Output = ()>>>;
 impl Client {
     /// Speaks HTTP on a new connection until it ends.
     pub async fn run(pool: Rc<Pool>, connected: Connected, tally: Tally) {
-        let Connected { io, local, remote, sent: _, tls } = connected;
+        let Connected { io, local, remote, sent: _, tls, distrusted } = connected;
         let protocol = match pool.key.protocol {
             Protocol::Auto => {
                 let is_http2 = tls.as_ref().is_some_and(|tls| tls.alpn.as_deref() == Some(b"h2"));
@@ -105,7 +106,7 @@ impl Client {
         if client.pool.owner.gone.get() {
             client.drain();
         }
-        let by = client.live(&mut driver).await;
+        let by = client.live(&mut driver, distrusted).await;
         client.connection.closed(by, client.active.get() > 0);
         client.draining.set(true);
         client.pool.forget(&client);
@@ -118,13 +119,14 @@ impl Client {
     }
 
     /// Waits for the end of the connection.
-    async fn live(self: &Rc<Self>, driver: &mut Option<Driver>) -> ClosedBy {
+    async fn live(self: &Rc<Self>, driver: &mut Option<Driver>, mut distrusted: Option<Distrusted>) -> ClosedBy {
         let common = self.pool.shared().common();
         let mut idle = common.idle_timeout.map(|after| (after, Box::pin(tokio::time::sleep(after))));
         let lifetime = common.max_connection_duration.map(|most| {
             let jitter = common.max_connection_duration_jitter.unwrap_or_default() / 100.0;
             most.mul_f64(1.0 + jitter * fastrand::f64())
         });
+        let mut last_words = None;
         let mut expiry = lifetime.map(|most| Box::pin(tokio::time::sleep(most)));
         poll_fn(|cx| {
             self.waker.replace(Some(cx.waker().clone()));
@@ -151,6 +153,18 @@ impl Client {
                 expiry = None;
                 self.pool.shared().stats().upstream_cx_max_duration_reached.inc();
                 self.drain();
+            }
+            if let Some(watch) = &mut distrusted
+                && watch.as_mut().poll(cx).is_ready()
+            {
+                distrusted = None;
+                last_words = Some(Box::pin(tokio::time::sleep(LAST_WORDS)));
+                self.drain();
+            }
+            if let Some(timer) = &mut last_words
+                && timer.as_mut().poll(cx).is_ready()
+            {
+                self.close(ClosedBy::Us);
             }
             if let Some((after, timer)) = &mut idle
                 && self.poll_idle_timeout(*after, timer, cx).is_ready()

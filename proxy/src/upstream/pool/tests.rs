@@ -41,7 +41,7 @@ struct Fake {
 }
 
 impl Connect for Rc<Fake> {
-    fn connect(&self, _: Target) -> Connecting {
+    fn connect(&self, target: Target) -> Connecting {
         let fake = self.clone();
         Box::pin(async move {
             match fake.then.get() {
@@ -49,7 +49,7 @@ impl Connect for Rc<Fake> {
                     let (near, far) = tokio::io::duplex(1 << 16);
                     fake.ends.borrow_mut().push_back(far);
                     fake.made.set(fake.made.get() + 1);
-                    Ok(Connected { io: Io::Boxed(Box::new(near)), local: None, remote: None, sent: 0, tls: None })
+                    Ok(Connected::bare(Io::Boxed(Box::new(near)), None, target.host.address.clone()))
                 }
                 Then::Hang => std::future::pending().await,
                 Then::Refuse => Err(ConnectError {
