@@ -147,10 +147,15 @@ pub fn closed<C: Client>(plan: &Plan, open: Open<'_, C>, cpu: &dyn Fn() -> Durat
 ///
 /// # Errors
 /// A connection that failed, a response that was not a 200.
-pub fn open(plan: &Plan, rate: f64, cpu: &dyn Fn() -> Duration) -> Result<(Outcome, Vec<Duration>), String> {
+pub fn open<C: Client>(
+    plan: &Plan,
+    rate: f64,
+    open: Open<'_, C>,
+    cpu: &dyn Fn() -> Duration,
+) -> Result<(Outcome, Vec<Duration>), String> {
     // The default slack of 50 us would be in every latency.
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
-    let mut load = Load::<http1::Client>::connect(plan, &|_| http1::Client)?;
+    let mut load = Load::connect(plan, open)?;
     let interval = Duration::from_secs_f64(1.0 / rate);
     let start = Instant::now();
     let (warm, end) = (start + plan.warm, start + plan.warm + plan.length);

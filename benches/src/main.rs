@@ -16,6 +16,7 @@ mod mtls;
 mod peer;
 mod process;
 mod report;
+mod rotation;
 mod samples;
 mod tls;
 mod wire;
@@ -119,6 +120,9 @@ struct Bench {
     samples: Samples,
     results: PathBuf,
     ends: Ends,
+    files: Files,
+    /// The control plane, which lies where Weft does.
+    control: PathBuf,
 }
 
 fn run(options: &Options) -> Result<bool, String> {
@@ -131,7 +135,8 @@ fn run(options: &Options) -> Result<bool, String> {
     };
     let configs = here.join("configs");
     let folder = results.join("certificates");
-    let ends = Ends::new(&Files::in_folder(&folder)?)?;
+    let files = Files::in_folder(&folder)?;
+    let ends = Ends::new(&files)?;
     let mtls = mtls::configure(&configs, &folder, &results)?;
     let (mut peers, missing) = peer::find(&weft, options.baseline.as_deref(), &configs, &mtls);
     for name in missing {
@@ -156,7 +161,15 @@ fn run(options: &Options) -> Result<bool, String> {
     if busy > 0.5 {
         println!("the machine is busy (load {busy:.1}): ratios of CPU time still say something, latencies do not");
     }
-    let mut bench = Bench { lengths: Lengths::of(options), peers, samples: Samples::default(), results, ends };
+    let mut bench = Bench {
+        lengths: Lengths::of(options),
+        peers,
+        samples: Samples::default(),
+        results,
+        ends,
+        files,
+        control: weft.with_file_name("weft-control"),
+    };
     let rounds = bench.lengths.rounds;
     let of = |parts: bool| 0..if parts { rounds } else { 0 };
     for round in of(!options.only_mtls) {
@@ -171,6 +184,9 @@ fn run(options: &Options) -> Result<bool, String> {
     for round in of(!options.no_mtls) {
         println!("round {} of {rounds} with mTLS", round + 1);
         bench.mtls(round)?;
+    }
+    if !options.no_mtls {
+        bench.rotations()?;
     }
 
     let report =
@@ -292,7 +308,8 @@ impl Bench {
             };
             let plan = Plan { length: self.lengths.open, ..self.plan(to, CONNECTIONS, 1) };
             let cpu = || process.as_ref().map_or(Duration::ZERO, Process::cpu);
-            let (outcome, latencies) = load::open(&plan, rate, &cpu).map_err(|e| format!("{name}: {e}"))?;
+            let (outcome, latencies) =
+                load::open(&plan, rate, &|_| http1::Client, &cpu).map_err(|e| format!("{name}: {e}"))?;
             self.add(name, &outcome, Measure::CpuFixed, None);
             let at = |part: f64| {
                 let index = (latencies.len() as f64 * part) as usize;

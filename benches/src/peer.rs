@@ -13,6 +13,8 @@ pub const HTTP2: SocketAddr = local(28081);
 pub const MTLS: SocketAddr = local(28082);
 pub const MTLS_ONCE: SocketAddr = local(28083);
 pub const MTLS_DEFAULT_GROUPS: SocketAddr = local(28084);
+pub const ROTATION: SocketAddr = local(28085);
+pub const ROTATION_CONTROL: SocketAddr = local(28086);
 pub const HTTP1_BACKEND: SocketAddr = local(28090);
 pub const HTTP2_BACKEND: SocketAddr = local(28091);
 pub const MTLS_BACKEND: SocketAddr = local(28092);
@@ -29,6 +31,8 @@ pub struct Peer {
     pub http2: bool,
     /// What starts it with mTLS, if that is measured of it.
     pub mtls: Option<Vec<String>>,
+    /// What starts it with certificates from a control plane.
+    pub rotation: Option<Vec<String>>,
 }
 
 /// All that are installed, Weft first; and the names of those that are not. `baseline` is another Weft, `mtls` the
@@ -65,8 +69,10 @@ pub fn find(weft: &Path, baseline: Option<&Path>, configs: &Path, mtls: &Path) -
             "envoy" => version(&binary, "--version"),
             _ => version(&binary, "-v"),
         };
-        let mtls = matches!(name, "weft" | "baseline" | "envoy").then(|| command(mtls));
-        peers.push(Peer { name, version, command: command(&configs.join(config)), http2, mtls });
+        let is_one_of_us = matches!(name, "weft" | "baseline" | "envoy");
+        let mtls = is_one_of_us.then(|| command(mtls));
+        let rotation = is_one_of_us.then(|| command(&configs.join("rotation.yaml")));
+        peers.push(Peer { name, version, command: command(&configs.join(config)), http2, mtls, rotation });
     }
     (peers, missing)
 }

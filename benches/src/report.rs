@@ -3,6 +3,7 @@
 use crate::{
     machine::Machine,
     peer::Peer,
+    rotation,
     samples::{Measure, Middle, Samples},
 };
 use serde_json::{Value, json};
@@ -22,6 +23,9 @@ const FLOORS: [(&str, Measure, f64); 8] = [
     ("CPU a new mTLS connection", Measure::CpuNew, 0.70),
     ("CPU a new mTLS connection on both sides", Measure::CpuNewBoth, 0.70),
 ];
+
+/// The longest that a certificate which was pushed may take to be served, with all connections under load.
+const ROTATED_IN_MS: f64 = 100.0;
 
 pub struct Report<'a> {
     pub machine: &'a Machine,
@@ -44,6 +48,9 @@ impl Report<'_> {
         }
         if measured(Measure::CpuMtls) {
             text += &self.mtls();
+        }
+        if measured(Measure::Rotation) {
+            text += &self.rotation();
         }
         text
     }
@@ -70,6 +77,20 @@ impl Report<'_> {
                 number(Measure::RateMtls),
                 number(Measure::RateNew),
             );
+        }
+        text
+    }
+
+    fn rotation(&self) -> String {
+        let mut text = format!(
+            "\n| {} connections under load, certificates rotate | ms from push to first handshake with the new one | most |\n\
+             |---|---|---|\n",
+            rotation::CONNECTIONS
+        );
+        for peer in self.peers {
+            if let Some(middle) = self.samples.middle(peer.name, Measure::Rotation) {
+                let _ = writeln!(text, "| {} | {:.0} | {:.0} |", peer.name, middle.median, middle.most);
+            }
         }
         text
     }
@@ -131,6 +152,12 @@ impl Report<'_> {
             let word = if holds { "holds" } else { "MISSED" };
             let _ = writeln!(text, "{word}: {name}: {found}, at most {most:.2}");
         }
+        let late = self.samples.middle("weft", Measure::Rotation).map(|middle| middle.most);
+        let holds = late.is_some_and(|late| late <= ROTATED_IN_MS);
+        all &= holds;
+        let found = late.map_or("not measured".to_owned(), |late| format!("{late:.0} ms"));
+        let word = if holds { "holds" } else { "MISSED" };
+        let _ = writeln!(text, "{word}: a pushed certificate is served: after {found}, at most {ROTATED_IN_MS:.0} ms");
         (text, all)
     }
 

@@ -34,10 +34,12 @@ pub enum Measure {
     CpuNewBoth,
     /// The same as `CpuNew` with the proxy's default groups.
     CpuNewDefault,
+    /// Milliseconds from a push to the end of the first handshake with the new certificate.
+    Rotation,
 }
 
 impl Measure {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::CpuHttp1,
         Self::CpuHttp2,
         Self::RateHttp1,
@@ -54,6 +56,7 @@ impl Measure {
         Self::RateNew,
         Self::CpuNewBoth,
         Self::CpuNewDefault,
+        Self::Rotation,
     ];
 
     /// Its name in the results file.
@@ -75,6 +78,7 @@ impl Measure {
             Self::RateNew => "mtls_new_cps",
             Self::CpuNewBoth => "mtls_new_both_cpu_us",
             Self::CpuNewDefault => "mtls_new_default_cpu_us",
+            Self::Rotation => "rotation_ms",
         }
     }
 }
