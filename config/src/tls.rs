@@ -32,7 +32,8 @@ pub const UPSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTl
 #[derive(Clone, Debug)]
 pub struct DownstreamTlsContext {
     pub common: CommonTlsContext,
-    pub require_client_certificate: bool,
+    /// `None`: not said, which means no.
+    pub require_client_certificate: Option<bool>,
     /// A client that names no server is refused.
     pub require_sni: bool,
     pub tickets: TicketKeys,
@@ -108,7 +109,6 @@ impl DownstreamTlsContext {
         if common.certificates.is_empty() {
             cx.problem_at("common_tls_context", "no TLS certificates found: a server needs one");
         }
-        let require_client_certificate = require_client_certificate.unwrap_or(false);
         Some(Self {
             common,
             require_client_certificate,

@@ -28,7 +28,9 @@ use std::sync::Arc;
 use tokio_rustls::{StartHandshake, TlsStream};
 use weft_config::{
     Context,
-    tls::{CertificateValidationContext, DownstreamTlsContext, OcspStaplePolicy, TicketKeys, TlsVersion},
+    tls::{
+        CertificateValidationContext, DownstreamTlsContext, OcspStaplePolicy, TicketKeys, TlsVersion, ValidationSource,
+    },
 };
 
 /// Sessions of TLS 1.2 that are remembered by id.
@@ -49,6 +51,7 @@ pub struct ServerRevision {
     configs: [Configs; 3],
     order_12: Order12,
     speaks_13: bool,
+    requires_certificate: bool,
     pub identities: Vec<Arc<Identity>>,
     pub verifier: Option<Arc<Verifier>>,
     pub watched: Option<WatchedFile>,
@@ -92,6 +95,14 @@ impl ServerContext {
     }
 
     fn new(config: Arc<DownstreamTlsContext>, cx: &mut Context) -> Self {
+        if config.require_client_certificate.is_none() && !matches!(config.common.validation, ValidationSource::None) {
+            tracing::warn!(
+                target: "config",
+                "{}: a validation context, and require_client_certificate is not said: clients without a certificate are let in, \
+                 unless the context matches names or pins",
+                cx.path()
+            );
+        }
         let key_log = config
             .common
             .key_log
@@ -133,7 +144,7 @@ impl ServerContext {
         if let Some(log) = self.key_log.as_ref().filter(|log| log.takes(&info.local, &info.remote)) {
             Arc::make_mut(&mut config).key_log = log.clone();
         }
-        if self.config.require_client_certificate && !is_13 {
+        if revision.requires_certificate && !is_13 {
             start.io = Io::Boxed(Box::new(OldAlert(start.io)));
         }
         let handshake = async {
@@ -180,13 +191,14 @@ impl ServerRevision {
             return None;
         }
         let verifier = match verifier {
-            None if config.require_client_certificate => {
+            None if config.require_client_certificate == Some(true) => {
                 Some(Arc::new(Verifier::compile(&CertificateValidationContext::default(), cx)?))
             }
             found => found,
         };
-        let asks = |verifier: &&Arc<Verifier>| config.require_client_certificate || verifier.demands_certificate();
-        let client_verifier = verifier.clone().filter(|verifier| asks(&verifier));
+        let requires = config.require_client_certificate == Some(true);
+        let requires_certificate = requires || verifier.as_ref().is_some_and(|v| v.requires_certificate());
+        let client_verifier = verifier.clone().filter(|v| requires_certificate || v.asks_for_certificate());
         let speaks_13 = parameters.max == TlsVersion::V1_3;
         let selection = Arc::new(Selection::new(identities.clone(), config, speaks_13));
         let lifetime = config.session_timeout.unwrap_or(tickets::DEFAULT_TIMEOUT);
@@ -218,7 +230,7 @@ impl ServerRevision {
             let builder = match &client_verifier {
                 Some(verifier) => builder.with_client_cert_verifier(Arc::new(ClientVerifier {
                     verifier: verifier.clone(),
-                    required: config.require_client_certificate,
+                    required: requires_certificate,
                     algorithms,
                 })),
                 None => builder.with_no_client_auth(),
@@ -240,7 +252,7 @@ impl ServerRevision {
             (false, true) => Order12::OursOrEqual,
             (false, false) => Order12::Ours,
         };
-        Some(Self { configs, order_12, speaks_13, identities, verifier, watched, trust })
+        Some(Self { configs, order_12, speaks_13, requires_certificate, identities, verifier, watched, trust })
     }
 
     /// What a client is served by.

@@ -314,8 +314,21 @@ impl Verifier {
         domains.into_iter().flat_map(|domains| domains.keys().map(String::as_str))
     }
 
+    /// True if a client without a certificate is refused whatever else is said: what it would be known by is demanded.
+    /// As in Envoy, `ACCEPT_UNTRUSTED` waives that, but not for the SPIFFE validator.
+    pub fn requires_certificate(&self) -> bool {
+        let config = &self.config;
+        let demands = !config.sans.is_empty() || !config.certificate_pins.is_empty() || !config.spki_pins.is_empty();
+        config.spiffe.is_some() || (demands && !config.accept_untrusted)
+    }
+
+    /// True if clients are asked for a certificate, be it only to tell of it.
+    pub fn asks_for_certificate(&self) -> bool {
+        self.config.accept_untrusted || self.demands_certificate()
+    }
+
     /// True if the context demands anything that needs a certificate.
-    pub fn demands_certificate(&self) -> bool {
+    fn demands_certificate(&self) -> bool {
         let config = &self.config;
         !matches!(self.trust, Trust::Nothing)
             || !config.sans.is_empty()
