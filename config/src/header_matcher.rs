@@ -61,7 +61,8 @@ impl HeaderMatcher {
             HeaderTest::Present(_) => true,
         };
         let passes = match &self.test {
-            HeaderTest::Present(present) => is_there == *present,
+            // As in Envoy, what is missing and counts as empty is there.
+            HeaderTest::Present(present) => (is_there || self.treat_missing_as_empty) == *present,
             _ if is_there => values.any(test),
             _ if self.treat_missing_as_empty => test(b""),
             _ => return false,

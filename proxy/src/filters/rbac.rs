@@ -61,20 +61,21 @@ impl Rbac {
         }
     }
 
-    /// The reply to a request that may not pass.
-    fn check(&self, stream: &mut Stream, stats: &RuleStats) -> Option<LocalReply> {
+    /// The reply to a request that may not pass. What a route does not say of prefixes is as `filter` says.
+    fn check(&self, filter: &Self, stream: &mut Stream, stats: &RuleStats) -> Option<LocalReply> {
+        let of_prefix = |prefix: &str| if prefix.is_empty() { &filter.recorder } else { &self.recorder };
         let decide = |engine: &Engine, stream: &Stream| {
             engine.decide(&Facts { info: &stream.info, request: Some(&stream.request) })
         };
         if let Some(shadow) = &self.shadow_rules {
             let decision = decide(shadow, stream);
             stats.count(&decision, Mode::Shadow, self.track_per_rule_stats);
-            self.recorder.record(&decision, Mode::Shadow, &mut stream.info.dynamic_metadata);
+            of_prefix(&self.shadow_rules_prefix).record(&decision, Mode::Shadow, &mut stream.info.dynamic_metadata);
         }
         let decision = decide(self.rules.as_ref()?, stream);
         let metadata = &mut stream.info.dynamic_metadata;
         stats.count(&decision, Mode::Enforced, self.track_per_rule_stats);
-        self.recorder.record(&decision, Mode::Enforced, metadata);
+        of_prefix(&self.rules_prefix).record(&decision, Mode::Enforced, metadata);
         Recorder::hint(&decision, metadata);
         (!decision.allowed)
             .then(|| LocalReply::new(StatusCode::FORBIDDEN, "RBAC: access denied", Recorder::details(&decision)))
@@ -100,17 +101,21 @@ impl ActiveFilter for Active {
         let of_route = route.and_then(|route| route.clone().downcast::<Rbac>().ok());
         let rbac = of_route.unwrap_or_else(|| self.rbac.clone());
         let has_rules = rbac.rules.is_some() || rbac.shadow_rules.is_some();
-        has_rules.then(|| Box::new(Filter { rbac, stats: self.stats.clone() }) as Box<dyn HttpFilter>)
+        has_rules.then(|| {
+            Box::new(Filter { rbac, filter: self.rbac.clone(), stats: self.stats.clone() }) as Box<dyn HttpFilter>
+        })
     }
 }
 
 struct Filter {
+    /// The route's, or the filter's.
     rbac: Arc<Rbac>,
+    filter: Arc<Rbac>,
     stats: Rc<RuleStats>,
 }
 
 impl HttpFilter for Filter {
     fn on_request(&mut self, stream: &mut Stream, _end: bool) -> Action {
-        self.rbac.check(stream, &self.stats).map_or(Action::Continue, Action::Reply)
+        self.rbac.check(&self.filter, stream, &self.stats).map_or(Action::Continue, Action::Reply)
     }
 }

@@ -292,6 +292,8 @@ impl Stream {
     pub fn find_route(&mut self) -> Result<(), Box<LocalReply>> {
         let connection = &self.connection;
         self.route = None;
+        self.info.has_route = false;
+        self.info.route_metadata = None;
         let Some(table) = &self.table else {
             // The route configuration has not come yet, or is gone.
             self.info.set_flag(ResponseFlag::NoRouteFound);
@@ -309,6 +311,7 @@ impl Stream {
             RouteOutcome::Matched(route) => {
                 self.info.route_name = route.route.name.clone();
                 self.info.virtual_host_name = Some(route.virtual_host.name.clone());
+                self.info.has_route = true;
                 self.info.route_metadata = route.route.metadata.clone();
                 self.route = Some(Rc::new(route));
                 Ok(())

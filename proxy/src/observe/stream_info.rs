@@ -39,6 +39,8 @@ pub struct StreamInfo {
     pub route_name: Option<Arc<str>>,
     pub virtual_host_name: Option<Arc<str>>,
     pub virtual_cluster_name: Option<Arc<str>>,
+    /// A route was found; it may be without a name and without metadata.
+    pub has_route: bool,
     pub route_metadata: Option<Arc<Metadata>>,
     pub listener_metadata: Option<Arc<Metadata>>,
     /// Set by filters; merged by name.
@@ -137,6 +139,7 @@ impl StreamInfo {
             route_name: None,
             virtual_host_name: None,
             virtual_cluster_name: None,
+            has_route: false,
             route_metadata: None,
             listener_metadata: None,
             dynamic_metadata: Metadata::default(),

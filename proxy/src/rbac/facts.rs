@@ -4,6 +4,7 @@ use crate::{
     base::{Address, Certificate},
     http::RequestHead,
     observe::StreamInfo,
+    transport::tls::verify::san,
 };
 use http::HeaderValue;
 use serde_json::Value;
@@ -71,14 +72,15 @@ impl<'a> Facts<'a> {
             }
             Rule::Metadata(matcher, MetadataSource::Route) => {
                 // Without a route there is nothing to test, not even with an inverted matcher.
-                self.info.route_metadata.as_ref().is_some_and(|all| matcher.matches(|name| all.get(name)))
+                let all = self.info.route_metadata.as_ref();
+                self.info.has_route && matcher.matches(|name| all.and_then(|all| all.get(name)))
             }
             Rule::RequestedServerName(matcher) => {
                 matcher.matches(connection.requested_server_name.as_deref().unwrap_or_default())
             }
             Rule::Authenticated(None) => connection.tls.is_some(),
-            Rule::Authenticated(Some(matcher)) => self.is_authenticated(matcher),
-            Rule::Verified(matcher) => self.is_verified(matcher.as_ref()),
+            Rule::Authenticated(Some(matcher)) => self.is_authenticated(matcher, lean),
+            Rule::Verified(matcher) => self.is_verified(matcher.as_ref(), lean),
             Rule::SourceIp(range) => is_in(range, &connection.remote),
             Rule::DirectRemoteIp(range) => is_in(range, &connection.direct_remote),
             Rule::RemoteIp(range) => is_in(range, &self.info.downstream_remote),
@@ -105,7 +107,7 @@ impl<'a> Facts<'a> {
     }
 
     /// The names by which a peer that speaks TLS is known: URI names, DNS names, and the subject, which is empty for one
-    /// without a certificate. A name with a NUL byte is nobody's.
+    /// without a certificate.
     pub fn identities(&self) -> impl Iterator<Item = &str> {
         let names = |peer: &'a Certificate| {
             let names = peer.uri_sans.iter().chain(&peer.dns_sans).map(|name| &**name);
@@ -114,17 +116,17 @@ impl<'a> Facts<'a> {
         let tls = self.info.connection.tls.as_ref();
         let peer = tls.and_then(|tls| tls.peer.as_deref());
         let nobody = (tls.is_some() && peer.is_none()).then_some("");
-        peer.into_iter().flat_map(names).chain(nobody).filter(|name| is_name(name))
+        peer.into_iter().flat_map(names).chain(nobody)
     }
 
-    fn is_authenticated(&self, matcher: &StringMatcher) -> bool {
-        self.identities().any(|name| matcher.matches(name))
+    fn is_authenticated(&self, matcher: &StringMatcher, lean: Lean) -> bool {
+        self.identities().any(|name| counts(name, lean) && matcher.matches(name))
     }
 
-    fn is_verified(&self, matcher: Option<&SanMatcher>) -> bool {
+    fn is_verified(&self, matcher: Option<&SanMatcher>, lean: Lean) -> bool {
         let Some(tls) = self.info.connection.tls.as_ref().filter(|tls| tls.peer_validated) else { return false };
         let Some(peer) = tls.peer.as_deref() else { return false };
-        matcher.is_none_or(|matcher| san_matches(matcher, peer))
+        matcher.is_none_or(|matcher| san_matches(matcher, peer, lean))
     }
 
     /// The values of a header or pseudo-header; none where it is not there.
@@ -204,9 +206,9 @@ impl Inputs for Facts<'_> {
     }
 }
 
-/// What was cut short somewhere may pass for another.
-fn is_name(name: &str) -> bool {
-    !name.contains('\0')
+/// True if a name may decide. One with a NUL byte is not taken for anybody's, but does not get round a denial either.
+fn counts(name: &str, lean: Lean) -> bool {
+    lean != Lean::NoMatch || !name.contains('\0')
 }
 
 fn is_in(range: &CidrRange, address: &Address) -> bool {
@@ -214,8 +216,8 @@ fn is_in(range: &CidrRange, address: &Address) -> bool {
 }
 
 /// True if one of a certificate's names of the matcher's kind matches.
-fn san_matches(SanMatcher { kind, matcher, oid }: &SanMatcher, peer: &Certificate) -> bool {
-    let any = |names: &[Box<str>]| names.iter().any(|name| is_name(name) && matcher.matches(&**name));
+fn san_matches(SanMatcher { kind, matcher, oid }: &SanMatcher, peer: &Certificate, lean: Lean) -> bool {
+    let any = |names: &[Box<str>]| names.iter().any(|name| counts(name, lean) && matcher.matches(&**name));
     match kind {
         SanType::Unspecified => false,
         SanType::Email => any(&peer.email_sans),
@@ -224,20 +226,10 @@ fn san_matches(SanMatcher { kind, matcher, oid }: &SanMatcher, peer: &Certificat
         SanType::OtherName => peer
             .other_name_sans
             .iter()
-            .any(|(found, value)| **found == **oid && is_name(value) && matcher.matches(&**value)),
+            .any(|(found, value)| **found == **oid && counts(value, lean) && matcher.matches(&**value)),
         SanType::Dns => match matcher.exact() {
-            Some(name) => peer.dns_sans.iter().any(|pattern| is_dns_name(name, pattern)),
+            Some(name) => peer.dns_sans.iter().any(|pattern| san::dns_matches(pattern, name)),
             None => any(&peer.dns_sans),
         },
-    }
-}
-
-/// True if a certificate's DNS name, of which the first label may be a wildcard, is `name`.
-fn is_dns_name(name: &str, pattern: &str) -> bool {
-    match pattern.strip_prefix("*.") {
-        None => name.eq_ignore_ascii_case(pattern),
-        Some(parent) => name.split_once('.').is_some_and(|(label, rest)| {
-            !label.is_empty() && parent.contains('.') && rest.eq_ignore_ascii_case(parent)
-        }),
     }
 }

@@ -46,7 +46,7 @@ pub trait Trust {
     /// It would be refused now.
     fn verify_again(&self, chain: Option<&[CertificateDer<'_>]>, san: Option<&str>) -> Result<bool, Refusal> {
         let (Some(verifier), Some((leaf, rest))) = (self.verifier(), chain.and_then(<[_]>::split_first)) else {
-            return Ok(false);
+            return if san.is_some() { Err(Refusal::unverifiable()) } else { Ok(false) };
         };
         Ok(verifier.verify(Self::PEER, leaf, rest, san, UnixTime::now())? == Verified::Trusted)
     }
@@ -76,6 +76,7 @@ impl<R: Trust> Revisions<R> {
     /// There are no handshakes from now on: a secret is no more.
     pub fn withdraw(&self) {
         self.now.store(None);
+        self.changed.send_replace(());
     }
 
     /// What counts now; `None` while secrets are missing.
@@ -88,8 +89,9 @@ impl<R: Trust> Revisions<R> {
     pub async fn distrusts(&self, connection: &TlsConnection, san: Option<&str>, mut trust: u64) {
         let mut changes = self.changed.subscribe();
         loop {
-            // Also what changed while the handshake was under way.
-            if let Some(revision) = self.now().filter(|revision| revision.trust() != trust) {
+            // Also what changed while the handshake was under way. Without a secret nobody is let in.
+            let Some(revision) = self.now() else { return };
+            if revision.trust() != trust {
                 trust = revision.trust();
                 let chain: Vec<_> = connection.peer_chain.iter().map(|der| CertificateDer::from(&der[..])).collect();
                 if revision.verify_again(Some(&chain), san).is_err() {

@@ -28,9 +28,7 @@ use std::sync::Arc;
 use tokio_rustls::{StartHandshake, TlsStream};
 use weft_config::{
     Context,
-    tls::{
-        CertificateValidationContext, DownstreamTlsContext, OcspStaplePolicy, TicketKeys, TlsVersion, ValidationSource,
-    },
+    tls::{DownstreamTlsContext, OcspStaplePolicy, TicketKeys, TlsVersion, ValidationSource},
 };
 
 /// Sessions of TLS 1.2 that are remembered by id.
@@ -190,13 +188,13 @@ impl ServerRevision {
             cx.problem_at("tls_certificates", "Required OCSP response is missing from TLS context");
             return None;
         }
-        let verifier = match verifier {
-            None if config.require_client_certificate == Some(true) => {
-                Some(Arc::new(Verifier::compile(&CertificateValidationContext::default(), cx)?))
-            }
-            found => found,
-        };
         let requires = config.require_client_certificate == Some(true);
+        if requires && !verifier.as_ref().is_some_and(|verifier| verifier.asks_for_certificate()) {
+            let why = "a client certificate is required, and nothing is said to verify it by: found neither trusted_ca nor pins nor a \
+                       validator, nor trust_chain_verification: ACCEPT_UNTRUSTED";
+            cx.problem_at("validation_context", why);
+            return None;
+        }
         let requires_certificate = requires || verifier.as_ref().is_some_and(|v| v.requires_certificate());
         let client_verifier = verifier.clone().filter(|v| requires_certificate || v.asks_for_certificate());
         let speaks_13 = parameters.max == TlsVersion::V1_3;

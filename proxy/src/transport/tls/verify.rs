@@ -14,7 +14,7 @@ mod handshake;
 mod key_usage;
 mod parsed;
 mod path;
-mod san;
+pub mod san;
 mod signatures;
 pub mod spiffe;
 mod trust;
@@ -237,17 +237,21 @@ impl Verifier {
             }
             verified = Verified::Trusted;
         }
-        // The SPIFFE validator asks for an ID in place of a name.
-        let name = name.filter(|_| self.config.spiffe.is_none());
+        if name.is_some()
+            && anchors.is_none()
+            && self.config.certificate_pins.is_empty()
+            && self.config.spki_pins.is_empty()
+        {
+            return Err(Refusal::unverifiable());
+        }
         match name.map(|name| (name, san::is_for(name, &leaf))) {
-            Some((_, true)) => verified = Verified::Trusted,
+            Some((_, true)) | None => {}
             Some((_, false)) if self.names_replace_matchers => return Err(Refusal::unmatched(&leaf)),
             Some((name, false)) => {
                 let names = names_of(&leaf);
                 let why = format!("verify SAN list, expected SANs: [{name}], certificate SANs: [{names}]");
                 return Err(Refusal::new(Demand::San, why));
             }
-            None => {}
         }
         if name.is_none() || !self.names_replace_matchers {
             self.check_names(&leaf)?;
@@ -363,6 +367,16 @@ impl Refusal {
     /// None of the names is one that a matcher asks for.
     fn unmatched(leaf: &Parsed) -> Self {
         Self::new(Demand::San, format!("SAN matcher, certificate SANs are [{}]", names_of(leaf)))
+    }
+
+    /// A name is demanded, and nobody vouches for names: whoever answers could have written it.
+    pub fn unverifiable() -> Self {
+        Self {
+            demand: Demand::Chain,
+            error: CertificateError::UnknownIssuer,
+            details: "verify cert failed: a name is demanded, and there is no trusted_ca that would vouch for it"
+                .to_owned(),
+        }
     }
 
     fn malformed(depth: usize, why: &str) -> Self {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what a verifier says is captured, so that whoever drives the handshake can tell why it failed.
 
-use super::{Peer, Verifier, key_usage};
+use super::{Peer, Refusal, Verifier, key_usage};
 use crate::transport::tls::capture;
 use rustls::{
     DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
@@ -95,6 +95,10 @@ impl ServerCertVerifier for ServerVerifier {
             let verdict = verifier.verify_but_key_usage(Peer::Server, end_entity, intermediates, name, now);
             capture::verdict(&verdict);
             verdict?;
+        } else if self.for_server_name {
+            let refusal = Refusal::unverifiable();
+            capture::verdict(&Err(refusal.clone()));
+            return Err(refusal.into());
         }
         Ok(ServerCertVerified::assertion())
     }

@@ -42,7 +42,7 @@ pub fn is_for(wanted: &str, certificate: &Parsed) -> bool {
 }
 
 /// True if a certificate's DNS name, whose first label may have one `*`, stands for `wanted`.
-fn dns_matches(presented: &str, wanted: &str) -> bool {
+pub fn dns_matches(presented: &str, wanted: &str) -> bool {
     if presented.eq_ignore_ascii_case(wanted) {
         return true;
     }
