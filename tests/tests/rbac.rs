@@ -91,6 +91,11 @@ fn requests_are_allowed_and_denied_alike() {
         header("string_match: {exact: v}, invert_match: true"),
         header("string_match: {exact: \"\"}, treat_missing_header_as_empty: true"),
         header("present_match: false"),
+        header("present_match: true, treat_missing_header_as_empty: true"),
+        header("present_match: false, treat_missing_header_as_empty: true"),
+        "{sourced_metadata: {metadata_source: ROUTE, metadata_matcher: {filter: f, path: [{key: k}], value: \
+         {string_match: {exact: v}}, invert: true}}}"
+            .to_owned(),
         header("range_match: {start: 1, end: 9}"),
         path("exact: /a"),
         path("prefix: /a, ignore_case: false"),
@@ -318,19 +323,21 @@ fn routes_have_rules_of_their_own_and_logs_tell() {
         rules("DENY", "{header: {name: x-a, present_match: true}}", ANY),
         rules("ALLOW", &of_route("own"), ANY)
     );
-    let routes = [per_route("off", ""), per_route("own", &own), DIRECT.to_owned()].join(", ");
+    // It says nothing of prefixes.
+    let bare = format!("rbac: {{rules: {}}}", rules("DENY", "{header: {name: x-a, present_match: true}}", ANY));
+    let routes = [per_route("off", ""), per_route("own", &own), per_route("bare", &bare), DIRECT.to_owned()].join(", ");
     let main = filter(&format!(
         "rules: {{policies: {{\"the main\": {{permissions: [{{header: {{name: x-a, string_match: {{exact: a}}}}}}], principals: [{ANY}]}}}}}}, \
-         shadow_rules: {}, shadow_rules_stat_prefix: sh_, track_per_rule_stats: true",
+         shadow_rules: {}, rules_stat_prefix: mn_, shadow_rules_stat_prefix: sh_, track_per_rule_stats: true",
         rules("DENY", "{url_path: {path: {prefix: /dry}}}", ANY)
     ));
     let format = "%REQ(:path)% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %DYNAMIC_METADATA(envoy.filters.http.rbac)%";
     let config =
         || yaml::bootstrap(&[listener("l", port, &main, &format!("access_log: [{}]", log(format)), &routes)], &[]);
     differential(config, |proxy| {
-        let requests = ["/off", "/own", "/", "/dry"]
+        let requests = ["/off", "/own", "/bare", "/", "/dry"]
             .map(|path| ["", "x-a: a\r\n"].map(|headers| status(port, &get(path, headers))));
-        (requests, log_lines(proxy, 8), stats(proxy))
+        (requests, log_lines(proxy, 10), stats(proxy))
     });
 }
 

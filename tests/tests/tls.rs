@@ -245,6 +245,137 @@ fn clients_are_verified_and_told_why_not_alike() {
 }
 
 #[test]
+fn who_must_present_a_certificate_is_as_with_envoy() {
+    let files = Files::new("demands");
+    let ca = Authority::root("root");
+    let (identity, chain, key) = files.identity("srv", &named(&ca, "srv", &["a.test"]));
+    let trusted = files.write("ca.pem", &ca.pem);
+    let ca = format!("trusted_ca: {{filename: {trusted}}}");
+    let san = "match_typed_subject_alt_names: [{san_type: DNS, matcher: {exact: a.test}}]";
+    let pin = format!("verify_certificate_hash: [\"{}\"]", "ab".repeat(32));
+    let key_pin = "verify_certificate_spki: [\"NvqYIYSbgK2vCJpQhObf77vv+bQWtc5ek5RIOwPiC9A=\"]";
+    let untrusted = "trust_chain_verification: ACCEPT_UNTRUSTED";
+    let spiffe = format!(
+        "custom_validator_config: {{name: envoy.tls.cert_validator.spiffe, typed_config: {{\"@type\": \
+         {TYPE}.SPIFFECertValidatorConfig, trust_domains: [{{name: example.org, trust_bundle: {{filename: {trusted}}}}}]}}}}"
+    );
+    let contexts = [
+        ca.clone(),
+        format!("{ca}, {san}"),
+        pin.clone(),
+        key_pin.to_owned(),
+        format!("{ca}, {untrusted}"),
+        format!("{ca}, {san}, {untrusted}"),
+        format!("{pin}, {untrusted}"),
+        untrusted.to_owned(),
+        String::new(),
+        spiffe.clone(),
+        format!("{spiffe}, {untrusted}"),
+    ];
+    let contexts: Vec<_> =
+        contexts.iter().flat_map(|c| ["", "require_client_certificate: false"].map(|r| (c, r))).collect();
+    let ports: Vec<_> = contexts.iter().map(|_| free_port()).collect();
+    let listeners: Vec<_> = contexts
+        .iter()
+        .zip(&ports)
+        .map(|((context, require), port)| {
+            let common = format!("tls_certificates: [{identity}], validation_context: {{{context}}}");
+            listener("l", *port, &downstream(&common, require)).replacen("name: l,", &format!("name: l{port},"), 1)
+        })
+        .collect();
+    let observe = |_: &Proxy| {
+        let with = ["-cert", &chain, "-key", &key];
+        let statuses = |port: &u16| [ask(*port, &[]).status, ask(*port, &with).status];
+        contexts.iter().zip(&ports).map(|(context, port)| (*context, statuses(port))).collect::<Vec<_>>()
+    };
+    if has_openssl() {
+        differential(|| yaml::bootstrap(&listeners, &[]), observe);
+    }
+}
+
+#[test]
+fn a_certificate_that_is_required_must_be_verified_by_something() {
+    let files = Files::new("nothing");
+    let (identity, ..) = files.identity("srv", &named(&Authority::root("root"), "srv", &["a.test"]));
+    for context in ["", ", validation_context: {}", ", validation_context: {max_verify_depth: 2}"] {
+        let common = format!("tls_certificates: [{identity}]{context}");
+        let socket = downstream(&common, "require_client_certificate: true");
+        let output = std::process::Command::new(tools::binary("weft"))
+            .args([
+                "--mode",
+                "validate",
+                "--config-yaml",
+                &yaml::bootstrap(&[listener("l", free_port(), &socket)], &[]),
+            ])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("nothing is said to verify it by"), "{said}");
+    }
+}
+
+/// A host's name is demanded (`auto_san_validation`): who vouches for it must be known, whatever the validator.
+#[test]
+fn hosts_are_known_by_their_names_as_with_envoy() {
+    let files = Files::new("hosts");
+    let ca = Authority::root("root");
+    let trusted = files.write("ca.pem", &ca.pem);
+    let both = |ca: &Authority| {
+        ca.leaf(|params| {
+            params.subject_alt_names = uris(&["spiffe://example.org/app"]);
+            params.subject_alt_names.push(rcgen::SanType::DnsName("a.test".try_into().unwrap()));
+        })
+    };
+    let (good, forged) = (both(&ca), both(&Authority::root("forged")));
+    let ca = format!("trusted_ca: {{filename: {trusted}}}");
+    let spiffe = format!(
+        "custom_validator_config: {{name: envoy.tls.cert_validator.spiffe, typed_config: {{\"@type\": \
+         {TYPE}.SPIFFECertValidatorConfig, trust_domains: [{{name: example.org, trust_bundle: {{filename: {trusted}}}}}]}}}}"
+    );
+    let contexts = [
+        "".to_owned(),
+        "validation_context: {}".to_owned(),
+        format!("validation_context: {{{ca}}}"),
+        format!("validation_context: {{{spiffe}}}"),
+    ];
+    let servers = [free_port(), free_port()];
+    let (mut listeners, mut clusters, mut ports) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, (port, issued)) in ["good", "forged"].iter().zip(servers.iter().zip([&good, &forged])) {
+        let (identity, ..) = files.identity(name, issued);
+        listeners.push(listener(name, *port, &downstream(&format!("tls_certificates: [{identity}]"), "")));
+        for (n, context) in contexts.iter().enumerate() {
+            let (cluster, port_in) = (format!("{name}{n}"), free_port());
+            let options = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {\"@type\": \
+                           type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: \
+                           {http_protocol_options: {}}, upstream_http_protocol_options: {auto_sni: true, auto_san_validation: \
+                           true}}}";
+            let socket = upstream(context, "");
+            clusters.push(yaml::cluster(&cluster, *port).replacen(
+                '{',
+                &format!("{{transport_socket: {socket}, {options}, "),
+                1,
+            ));
+            let hosts = format!(
+                "{{name: v, domains: [\"*\"], routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]}}"
+            );
+            listeners.push(yaml::http_listener(&format!("to_{cluster}"), port_in, "", &hosts));
+            ports.push((cluster, port_in));
+        }
+    }
+    let observe = |_: &Proxy| {
+        let ask = |port: u16, host: &str| {
+            let mut client = Client::connect(("127.0.0.1", port))?;
+            client.send(format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n"));
+            client.response().map(|response| response.status)
+        };
+        let all =
+            ports.iter().map(|(cluster, port)| (cluster.clone(), ["a.test", "b.test"].map(|host| ask(*port, host))));
+        all.collect::<Vec<_>>()
+    };
+    differential(|| yaml::bootstrap(&listeners, &clusters), observe);
+}
+
+#[test]
 fn sessions_are_resumed_where_trust_is_the_same() {
     if !has_openssl() {
         return;
