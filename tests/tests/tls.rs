@@ -479,10 +479,10 @@ fn weft_and_envoy_know_each_other() {
     let app = Upstream::named("app");
     for kinds in [[Kind::Weft, Kind::Envoy(envoy.clone())], [Kind::Envoy(envoy.clone()), Kind::Weft]] {
         let [near, far] = &kinds;
-        let (inbound, outbound, wrong) = (free_port(), free_port(), free_port());
+        let (inbound, outbound, wrong, anonymous) = (free_port(), free_port(), free_port(), free_port());
         let hosts = "{name: all, domains: [\"*\"], routes: [{match: {prefix: /}, route: {cluster: app}}]}";
-        let cluster = |name: &str, expects: &str| {
-            let common = format!("tls_certificates: [{client}], {}, alpn_protocols: [http/1.1]", trusts(expects));
+        let cluster = |name: &str, presents: &str, expects: &str| {
+            let common = format!("tls_certificates: [{presents}], {}, alpn_protocols: [http/1.1]", trusts(expects));
             let max = ", tls_params: {tls_maximum_protocol_version: TLSv1_3}";
             let socket = upstream(&format!("{common}{max}"), "sni: server.test");
             yaml::cluster(name, inbound).replacen('{', &format!("{{transport_socket: {socket}, "), 1)
@@ -497,9 +497,14 @@ fn weft_and_envoy_know_each_other() {
         let front = [
             yaml::http_listener("out", outbound, "", &hosts.replace("cluster: app", "cluster: far")),
             yaml::http_listener("wrong", wrong, "", &hosts.replace("cluster: app", "cluster: imposter")),
+            yaml::http_listener("anonymous", anonymous, "", &hosts.replace("cluster: app", "cluster: anonymous")),
         ];
-        let near =
-            Proxy::start(near, &yaml::bootstrap(&front, &[cluster("far", "server"), cluster("imposter", "somebody")]));
+        let clusters = [
+            cluster("far", &client, "server"),
+            cluster("imposter", &client, "somebody"),
+            cluster("anonymous", "", "server"),
+        ];
+        let near = Proxy::start(near, &yaml::bootstrap(&front, &clusters));
         assert_eq!(status(outbound), Some(200), "{kinds:?}");
         let seen = app.take();
         let header = seen.first().and_then(|seen| seen.header("x-forwarded-client-cert")).unwrap_or_default();
@@ -508,5 +513,9 @@ fn weft_and_envoy_know_each_other() {
         assert!(app.take().is_empty(), "nothing came through");
         assert_eq!(near.stat("cluster.imposter.ssl.fail_verify_san"), Some(1));
         assert_eq!(far.stat("listener.in.ssl.fail_verify_san"), Some(0));
+        // The server's refusal comes after the client's handshake.
+        assert_eq!(status(anonymous), Some(503), "{kinds:?}");
+        near.wait_for_stat("cluster.anonymous.ssl.connection_error", 1);
+        far.wait_for_stat("listener.in.ssl.fail_verify_no_cert", 1);
     }
 }

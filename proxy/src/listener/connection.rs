@@ -142,6 +142,13 @@ async fn handshake(open: &mut Open, tls: &ActiveTls, chain: &Chain, io: Io) -> R
         }
         Err(failure) => {
             tls.stats.ssl.failed(failure.cause);
+            tracing::debug!(
+                target: "connection",
+                "[C{}] remote address:{},{}",
+                open.info.id,
+                open.info.remote,
+                failure.words()
+            );
             if !failure.details.is_empty() {
                 *open.info.transport_failure.borrow_mut() = Some(failure.details);
             }

@@ -87,6 +87,13 @@ impl RuleStats {
 
     /// Counts a decision; that of its policy too if `each_policy`.
     pub fn count(&self, decision: &Decision, mode: Mode, each_policy: bool) {
+        tracing::debug!(
+            target: "rbac",
+            "{} {}, matched policy {}",
+            if mode == Mode::Shadow { "shadow" } else { "enforced" },
+            if decision.allowed { "allowed" } else { "denied" },
+            decision.policy.as_deref().unwrap_or("none")
+        );
         match (mode, decision.allowed) {
             (Mode::Enforced, true) => self.enforced.allowed.inc(),
             (Mode::Enforced, false) => self.enforced.denied.inc(),

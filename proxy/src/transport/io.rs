@@ -2,6 +2,7 @@
 //!
 //! Made by listeners (accept) and clusters (connect); read and written by codecs and the TCP proxy.
 
+use super::tls::Secured;
 use bytes::Bytes;
 use socket2::SockRef;
 use std::{
@@ -16,7 +17,6 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
 };
-use tokio_rustls::TlsStream;
 
 /// Anything else that can carry a connection: an internal listener's pipe.
 pub trait Carrier: AsyncRead + AsyncWrite + Unpin {}
@@ -26,7 +26,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Carrier for T {}
 pub enum Io {
     Tcp(TcpStream),
     Unix(UnixStream),
-    Tls(Box<TlsStream<Io>>),
+    Tls(Box<Secured>),
     Boxed(Box<dyn Carrier>),
     /// Bytes that were read ahead come first.
     Prefixed(Bytes, Box<Io>),
@@ -87,7 +87,7 @@ impl Io {
             // An option that cannot be set leaves an ordinary close.
             Self::Tcp(s) => drop(SockRef::from(s).set_linger(Some(Duration::ZERO))),
             Self::Prefixed(_, s) | Self::Metered(_, s) => s.reset_on_drop(),
-            Self::Tls(s) => s.get_ref().0.reset_on_drop(),
+            Self::Tls(s) => s.carrier().reset_on_drop(),
             Self::Unix(_) | Self::Boxed(_) => {}
         }
     }

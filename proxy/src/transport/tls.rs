@@ -15,6 +15,7 @@ mod old_alert;
 mod parameters;
 mod revisions;
 pub mod secrets;
+mod secured;
 mod select;
 pub mod server;
 mod staple;
@@ -25,6 +26,7 @@ pub mod verify;
 pub use client::{ClientContext, ClientOptions};
 pub use revisions::{DRAIN_ON_TRUST_CHANGE, Distrusted, Guarded, LAST_WORDS, Trust};
 pub use secrets::Secrets;
+pub use secured::Secured;
 pub use server::ServerContext;
 pub use stats::SslStats;
 

@@ -127,6 +127,7 @@ async fn secure(context: &Arc<ClientContext>, made: Connected, target: &Target) 
         }
         Err(failure) => {
             stats.failed(failure.cause);
+            tracing::debug!(target: "connection", "upstream {}: {}", target.host.address, failure.words());
             Err(failed(failure.details))
         }
     }

@@ -9,6 +9,7 @@ use super::{
     parameters,
     revisions::{Distrusted, Revisions, Trust},
     secrets::{Material, Secrets, WatchedFile},
+    secured::Secured,
     stats::SslStats,
     verify::{Peer, ServerVerifier, Verified, Verifier},
 };
@@ -127,7 +128,7 @@ impl ClientContext {
         options: &ClientOptions,
         hostname: &str,
         addresses: (Option<&Address>, Option<&Address>),
-        stats: &SslStats,
+        stats: &Arc<SslStats>,
     ) -> Result<(Io, TlsConnection), Failure> {
         let (sni, san) = self.names(options, hostname);
         let name = sni.and_then(|name| ServerName::try_from(name.to_owned()).ok());
@@ -173,7 +174,7 @@ impl ClientContext {
                 let local = revision.identity.as_ref().map(|identity| identity.certificate.clone());
                 let tls = facts(state, local, validated)?;
                 stats.established(&tls, found.scheme.map(parameters::scheme_name));
-                Ok((Io::Tls(Box::new(TlsStream::Client(stream))), tls))
+                Ok((Io::Tls(Box::new(Secured::new(TlsStream::Client(stream), stats.clone()))), tls))
             }
             Err((error, io)) => {
                 linger(io);

@@ -42,6 +42,11 @@ impl Failure {
         Self { cause, details: words(error) }
     }
 
+    /// For the log.
+    pub fn words(&self) -> &str {
+        if self.details.is_empty() { "the peer closed the connection in the handshake" } else { &self.details }
+    }
+
     /// A resumed session whose peer would be refused now.
     pub fn refused(refusal: &Refusal) -> Self {
         Self { cause: Cause::Refused(refusal.demand), details: refused(&refusal.details) }

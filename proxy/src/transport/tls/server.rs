@@ -10,6 +10,7 @@ use super::{
     parameters,
     revisions::{Revisions, Trust},
     secrets::{self, Material, Secrets, WatchedFile},
+    secured::Secured,
     select::Selection,
     stats::SslStats,
     tickets,
@@ -129,7 +130,7 @@ impl ServerContext {
         revision: &ServerRevision,
         io: Io,
         info: &ConnectionInfo,
-        stats: &SslStats,
+        stats: &Arc<SslStats>,
     ) -> Result<(Io, TlsConnection), Failure> {
         let client_hello::Read { accepted, asks_for_staple, offers_13, io } = client_hello::read(io).await?;
         let is_13 = revision.speaks_13 && offers_13;
@@ -168,7 +169,7 @@ impl ServerContext {
                 let local = found.presented.map(|identity| identity.certificate.clone());
                 let tls = facts(state, local, validated)?;
                 stats.established(&tls, found.scheme.map(parameters::scheme_name));
-                Ok((Io::Tls(Box::new(TlsStream::Server(stream))), tls))
+                Ok((Io::Tls(Box::new(Secured::new(TlsStream::Server(stream), stats.clone()))), tls))
             }
             Err((error, io)) => {
                 let failure = Failure::new(&error, found.refusal.as_ref());
