@@ -123,7 +123,7 @@ impl CookieMatcher {
     }
 
     /// Tests the cookie's value; a cookie that is not there passes only an inverted test.
-    pub fn matches(&self, value: Option<&str>) -> bool {
+    pub fn matches(&self, value: Option<&[u8]>) -> bool {
         value.is_some_and(|value| self.text.matches(value)) != self.invert
     }
 }

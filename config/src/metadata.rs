@@ -23,18 +23,43 @@ pub fn object(fields: Struct) -> Map<String, Value> {
     fields.fields.into_iter().map(|(key, v)| (key, value(v))).collect()
 }
 
-/// A protobuf `Value` as JSON; whole numbers print as such.
+/// A protobuf `Value` as JSON.
 pub fn value(value: weft_control_api::Value) -> Value {
     use weft_control_api::value::Kind;
     match value.kind {
         None | Some(Kind::NullValue(_)) => Value::Null,
         Some(Kind::BoolValue(b)) => Value::Bool(b),
         Some(Kind::StringValue(s)) => Value::String(s),
-        Some(Kind::NumberValue(n)) if n.fract() == 0.0 && n.abs() < 9e15 => Value::Number((n as i64).into()),
-        Some(Kind::NumberValue(n)) => Number::from_f64(n).map_or(Value::Null, Value::Number),
+        Some(Kind::NumberValue(n)) => number(n),
         Some(Kind::StructValue(fields)) => Value::Object(object(fields)),
         Some(Kind::ListValue(list)) => Value::Array(list.values.into_iter().map(self::value).collect()),
     }
+}
+
+/// A number as JSON, floating point as all of protobuf's are. What JSON has no number for is its name, as protobuf's
+/// mapping has it.
+pub fn number(n: f64) -> Value {
+    let name = || match n {
+        f64::INFINITY => "Infinity",
+        f64::NEG_INFINITY => "-Infinity",
+        _ => "NaN",
+    };
+    Number::from_f64(n).map_or_else(|| name().into(), Value::Number)
+}
+
+/// Merges `from` into `into`: what both have as objects is merged in turn, lists are joined, all else is replaced.
+pub fn merge(into: &mut Map<String, Value>, from: &Map<String, Value>) {
+    for (key, value) in from {
+        match (into.get_mut(key), value) {
+            (Some(Value::Object(old)), Value::Object(new)) => merge(old, new),
+            (Some(Value::Array(old)), Value::Array(new)) => old.extend_from_slice(new),
+            (Some(old), new) => old.clone_from(new),
+            (None, new) => {
+                into.insert(key.clone(), new.clone());
+            }
+        }
+    }
+    into.sort_keys();
 }
 
 /// A test of one JSON value.
@@ -127,5 +152,31 @@ impl MetadataMatcher {
         let first = keys.next().and_then(|key| namespace(&self.filter)?.get(key));
         let found = keys.fold(first, |value, key| value.and_then(|v| v.as_object()).and_then(|o| o.get(key)));
         self.value.matches(found) != self.invert
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn values_are_merged_by_kind() {
+        let object = |value: Value| value.as_object().cloned().unwrap_or_default();
+        let mut into = object(json!({"s": 1, "o": {"x": 1, "o": {"p": 1}}, "l": [1], "t": "s", "n": null, "a": []}));
+        merge(
+            &mut into,
+            &object(json!({"s": 2, "o": {"a": 2, "o": {"q": 2}}, "l": [2], "t": 5, "n": {}, "a": {}, "b": 0})),
+        );
+        let all = json!({"a": {}, "b": 0, "l": [1, 2], "n": {}, "o": {"a": 2, "o": {"p": 1, "q": 2}, "x": 1}, "s": 2, "t": 5});
+        assert_eq!(Value::Object(into).to_string(), all.to_string());
+    }
+
+    #[test]
+    fn numbers_that_json_has_not() {
+        assert_eq!(number(-2.0), json!(-2.0));
+        assert_eq!(number(1e300), json!(1e300));
+        assert_eq!(number(f64::NEG_INFINITY), json!("-Infinity"));
+        assert_eq!(number(f64::NAN), json!("NaN"));
     }
 }

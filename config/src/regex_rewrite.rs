@@ -4,12 +4,15 @@ use crate::Context;
 use regex::bytes::{Captures, Regex, Replacer};
 use weft_control_api::envoy::r#type::matcher::v3 as pb;
 
-/// Every match of the pattern is replaced. The substitution has RE2's form: `\1` is the first group, `\\` a backslash;
-/// a group that the pattern does not have is empty.
+/// Every match of the pattern is replaced. The substitution has RE2's form: `\1` is the first group, `\\` a backslash. As
+/// with RE2, one that names a group which the pattern does not have replaces nothing, and one ends where a backslash
+/// stands before anything else.
 #[derive(Clone, Debug)]
 pub struct RegexRewrite {
     pattern: Regex,
     parts: Vec<Part>,
+    /// The highest group that the substitution names, even behind its end.
+    last_group: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -30,15 +33,16 @@ impl RegexRewrite {
                 );
             })
             .ok()?;
-        let parts = parse(&substitution)
-            .map_err(|why| cx.problem_at("substitution", format!("found {substitution:?}: {why}")))
-            .ok()?;
-        Some(Self { pattern, parts })
+        Some(Self { pattern, parts: parse(&substitution), last_group: last_group(&substitution) })
     }
 
     /// The text with every match replaced.
     pub fn apply(&self, text: impl AsRef<[u8]>) -> Vec<u8> {
-        self.pattern.replace_all(text.as_ref(), Substitution(&self.parts)).into_owned()
+        let text = text.as_ref();
+        if self.last_group >= self.pattern.captures_len() {
+            return text.to_vec();
+        }
+        self.pattern.replace_all(text, Substitution(&self.parts)).into_owned()
     }
 }
 
@@ -55,7 +59,7 @@ impl Replacer for Substitution<'_> {
     }
 }
 
-fn parse(text: &str) -> Result<Vec<Part>, String> {
+fn parse(text: &str) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut plain = String::new();
     let mut chars = text.chars();
@@ -67,19 +71,31 @@ fn parse(text: &str) -> Result<Vec<Part>, String> {
         match chars.next() {
             Some('\\') => plain.push('\\'),
             Some(digit @ '0'..='9') => {
-                let n = digit as usize - '0' as usize;
                 if !plain.is_empty() {
                     parts.push(Part::Text(std::mem::take(&mut plain)));
                 }
-                parts.push(Part::Group(n));
+                parts.push(Part::Group(digit as usize - '0' as usize));
             }
-            _ => return Err("a backslash is followed by a digit or a backslash".into()),
+            _ => break,
         }
     }
     if !plain.is_empty() {
         parts.push(Part::Text(plain));
     }
-    Ok(parts)
+    parts
+}
+
+fn last_group(text: &str) -> usize {
+    let mut last = 0;
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte == b'\\'
+            && let Some(digit @ b'0'..=b'9') = bytes.next()
+        {
+            last = last.max(usize::from(digit - b'0'));
+        }
+    }
+    last
 }
 
 #[cfg(test)]
@@ -102,8 +118,15 @@ mod tests {
         );
         assert_eq!(rewrite("one", "two").unwrap().apply("/xxx/one/yyy/one/zzz"), b"/xxx/two/yyy/two/zzz");
         assert_eq!(rewrite("a", r"\\$1").unwrap().apply("xax"), br"x\$1x");
-        assert_eq!(rewrite("a", r"<\1>").unwrap().apply(b"\xffa"), b"\xff<>");
+        assert_eq!(rewrite("a|(b)", r"<\1>").unwrap().apply(b"\xffab"), b"\xff<><b>");
         assert!(rewrite("(", "").is_err());
-        assert!(rewrite("a", "\\").is_err());
+    }
+
+    #[test]
+    fn substitutions_that_are_none() {
+        assert_eq!(rewrite("a", r"<\1>").unwrap().apply("bab"), b"bab");
+        assert_eq!(rewrite("a", r"x\qy\1").unwrap().apply("bab"), b"bab");
+        assert_eq!(rewrite("a", r"x\qy").unwrap().apply("bab"), b"bxb");
+        assert_eq!(rewrite("a", "\\").unwrap().apply("bab"), b"bb");
     }
 }

@@ -10,9 +10,11 @@ use std::{any::Any as StdAny, borrow::Cow, future::Future, pin::Pin, rc::Rc, syn
 use weft_config::Context;
 use weft_control_api::Any;
 
+pub mod header_to_metadata;
 pub mod health_check;
 pub mod rbac;
 pub mod router;
+pub mod set_metadata;
 
 /// What a filter wants after a hook.
 pub enum Action {
@@ -40,7 +42,7 @@ pub struct LocalReply {
     pub content_type: Option<Box<HeaderValue>>,
     /// In answers to gRPC requests, in place of the status's own mapping.
     pub grpc_status: Option<u32>,
-    /// The router gives it: the route's response header rules hold for it.
+    /// The router gives it: the route's response header rules hold for it, even if the route does not forward.
     pub by_router: bool,
 }
 
@@ -121,7 +123,8 @@ pub struct FilterFactory {
 }
 
 /// Every filter there is.
-pub const TABLE: &[FilterFactory] = &[health_check::FACTORY, rbac::FACTORY, router::FACTORY];
+pub const TABLE: &[FilterFactory] =
+    &[header_to_metadata::FACTORY, health_check::FACTORY, rbac::FACTORY, router::FACTORY, set_metadata::FACTORY];
 
 /// The factory for a configuration of type `type_url`.
 pub fn by_type(type_url: &str) -> Option<&'static FilterFactory> {

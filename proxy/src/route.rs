@@ -13,4 +13,4 @@ pub use action::{Action, Cluster, DirectResponse, Forward, Mirror, Weighted};
 pub use matched::MatchedRoute;
 pub use per_filter::{RouteFilter, RouteFilters};
 pub use redirect::Redirect;
-pub use table::{MatchContext, Route, RouteOutcome, RouteTable, VirtualHost, header_matches, shared_metadata};
+pub use table::{MatchContext, Route, RouteOutcome, RouteTable, VirtualHost, cookie, header_matches, shared_metadata};

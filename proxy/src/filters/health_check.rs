@@ -131,7 +131,8 @@ impl HttpFilter for Filter {
 
     fn on_response(&mut self, stream: &mut Stream, head: &mut ResponseHead, _end: bool) -> Action {
         let thread = &stream.connection.thread;
-        if self.is_check {
+        // A filter before this one may have answered the request.
+        if self.is_check && stream.info.is_health_check {
             if let Some(cache) = &self.config.cache {
                 cache.set(head.status, head.headers.contains_key(ENVOY_DEGRADED));
             }

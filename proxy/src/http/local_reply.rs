@@ -42,7 +42,8 @@ pub fn build(stream: &mut Stream, reply: LocalReply) -> (ResponseHead, Body) {
     for (name, value) in &headers {
         head.headers.append(name, value.clone());
     }
-    if let Some(route) = stream.route.clone().filter(|_| by_router) {
+    // Those of a route that forwards hold for replies in the upstream's place too, whoever gives them.
+    if let Some(route) = stream.route.clone().filter(|route| by_router || route.route.action.forward().is_some()) {
         route.finalize_response(&mut head, &stream.request, &stream.info);
     }
     let (body, format_type) = rewrite(stream, &mut head, body);

@@ -60,6 +60,8 @@ pub struct Stream {
     is_upgrade: bool,
     /// False for what was refused before it was a request: there is nothing to tell of its head.
     has_head: bool,
+    /// Responses go through all filters, whoever gives them and however early.
+    has_filters: bool,
 }
 
 /// How far a response comes from.
@@ -177,6 +179,7 @@ impl Stream {
             is_upgrade: false,
             was_informed: false,
             has_head: true,
+            has_filters: false,
             connection,
         })
     }
@@ -383,19 +386,16 @@ impl Stream {
     }
 
     async fn run_request_filters(&mut self, request: &mut Pump, responder: &mut Responder) -> Result<(), Answer> {
-        let filters = self.connection.filters.clone();
-        if filters.is_empty() {
-            return Ok(());
-        }
-        for filter in filters.create(self) {
+        let mut filters = self.create_filters().into_iter();
+        while let Some(mut filter) = filters.next() {
             let end = request.is_empty();
-            let mut filter = filter;
             let mut action = filter.on_request(self, end);
             loop {
                 match action {
                     Action::Continue => break,
                     Action::Reply(reply) => {
                         self.filters.push(filter);
+                        self.filters.extend(filters);
                         return Err(Answer::Local(reply));
                     }
                     Action::Await(mut wait) => {
@@ -411,7 +411,11 @@ impl Stream {
                         .await;
                         action = match resume {
                             Ok(resume) => resume(self),
-                            Err(interrupt) => return Err(self.interrupted(interrupt, request)),
+                            Err(interrupt) => {
+                                self.filters.push(filter);
+                                self.filters.extend(filters);
+                                return Err(self.interrupted(interrupt, request));
+                            }
                         };
                     }
                 }
@@ -420,6 +424,15 @@ impl Stream {
             self.filters.push(filter);
         }
         Ok(())
+    }
+
+    /// The filters that apply, once.
+    fn create_filters(&mut self) -> Vec<Box<dyn HttpFilter>> {
+        let filters = self.connection.filters.clone();
+        if std::mem::replace(&mut self.has_filters, true) || filters.is_empty() {
+            return Vec::new();
+        }
+        filters.create(self)
     }
 
     /// What to do when the client went away or a timeout passed before there was a response.
@@ -522,6 +535,9 @@ impl Stream {
             self.info.upstream.cluster = cluster.map(|cluster| cluster.info().observability_name.clone());
         }
         self.info.set_details(reply.details.clone());
+        // The reply may have come before the filters.
+        let filters = self.create_filters();
+        self.filters.extend(filters);
         let (head, body) = local_reply::build(self, reply);
         self.respond(head, body, request, responder, None).await;
     }

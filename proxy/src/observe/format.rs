@@ -2,6 +2,7 @@
 //!
 //! Used by access logs, header rules and local replies. An operator that is not known is refused by its name.
 
+mod json;
 mod operator;
 mod server_name;
 mod time;
@@ -113,7 +114,7 @@ impl Format {
             }
             Root::Json(node) => {
                 let value = node.value(facts, self.omit_empty).unwrap_or(Value::Object(Map::new()));
-                let mut out = value.to_string();
+                let mut out = json::print(&value);
                 out.push('\n');
                 out
             }

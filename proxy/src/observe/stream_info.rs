@@ -45,6 +45,8 @@ pub struct StreamInfo {
     pub listener_metadata: Option<Arc<Metadata>>,
     /// Set by filters; merged by name.
     pub dynamic_metadata: Metadata,
+    /// The names under which filters set typed metadata. Nothing reads the values.
+    pub typed_metadata: Vec<Arc<str>>,
     /// Filter state, as text.
     pub filter_state: HashMap<Box<str>, FilterState>,
     pub upstream: UpstreamInfo,
@@ -143,6 +145,7 @@ impl StreamInfo {
             route_metadata: None,
             listener_metadata: None,
             dynamic_metadata: Metadata::default(),
+            typed_metadata: Vec::new(),
             filter_state: HashMap::default(),
             upstream: UpstreamInfo::default(),
             attempt_count: 0,

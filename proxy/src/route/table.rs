@@ -337,14 +337,16 @@ fn query_matches(matching: &RouteMatch, head: &RequestHead) -> bool {
     matching.query_parameters.iter().all(|m| m.matches(query_parameter(query, &m.name)))
 }
 
-/// The value of a cookie, without quotes.
-pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get_all(http::header::COOKIE).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';')).find_map(
-        |pair| {
-            let (key, value) = pair.trim().split_once('=')?;
-            (key == name).then(|| value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value))
-        },
-    )
+/// The value of the first cookie of this name, without quotes.
+pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    let values = headers.get_all(http::header::COOKIE).iter();
+    values.flat_map(|value| value.as_bytes().split(|b| *b == b';')).find_map(|pair| {
+        let at = memchr::memchr(b'=', pair)?;
+        let (key, value) = (&pair[..at], &pair[at + 1..]);
+        let spaces = key.iter().take_while(|b| **b == b' ').count();
+        let unquoted = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\""));
+        (&key[spaces..] == name.as_bytes()).then(|| unquoted.unwrap_or(value))
+    })
 }
 
 #[cfg(test)]

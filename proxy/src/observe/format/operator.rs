@@ -1,7 +1,7 @@
 //! The operators: what each is called, what it takes, and where its value comes from
 //! (Envoy docs: "Access logging", command operators).
 
-use super::{Facts, server_name::ServerName, time::TimeFormat, tls::TlsOperator};
+use super::{Facts, json, server_name::ServerName, time::TimeFormat, tls::TlsOperator};
 use crate::{
     base::Address,
     http::{Protocol, grpc, message::query_of},
@@ -530,7 +530,7 @@ impl Kind {
             Self::Environment(value) => (!value.is_empty()).then(|| value.as_str().into()),
             Self::Metadata(from, namespace, path) => metadata(facts, *from, namespace, path).map(|value| match value {
                 Cow::Borrowed(Value::String(text)) => Cow::Borrowed(text.as_str()),
-                other => other.to_string().into(),
+                other => json::print(&other).into(),
             }),
             Self::FilterState { key, plain } => info.filter_state.get(key.as_str()).map(|state| {
                 let text = String::from_utf8_lossy(&state.text);
