@@ -407,15 +407,25 @@ fn others_see_it() {
         test("role", "{string_match: {exact: admin}}")
     );
     let forward = "{match: {prefix: /}, route: {cluster: u}, request_headers_to_add: [{header: {key: x-seen, value: \"%DYNAMIC_METADATA(jwt:role)% %DYNAMIC_METADATA(jwt)%\"}}]}";
+    let cluster = yaml::cluster("u", upstream.port()).replacen(
+        "[{endpoint:",
+        "[{metadata: {filter_metadata: {own: {k: 1}}}, endpoint:",
+        1,
+    );
     let config = || {
         let routes = [by_metadata.clone(), forward.to_owned()];
-        let listener = listener("l", port, &[h2m.clone(), rbac.clone()], "%DYNAMIC_METADATA(jwt)%", &routes);
+        let format = "%DYNAMIC_METADATA(jwt)% %METADATA(UPSTREAM_HOST:own:k)% %METADATA(VIRTUAL_HOST:own:k)% %DYNAMIC_METADATA(jwt:role):2%";
+        let listener = listener("l", port, &[h2m.clone(), rbac.clone()], format, &routes).replacen(
+            "{name: v, ",
+            "{name: v, metadata: {filter_metadata: {own: {k: host}}}, ",
+            1,
+        );
         let only = format!(
             "metadata_filter: {{matcher: {}, match_if_key_not_found: false}}",
             test("role", "{string_match: {prefix: a}}")
         );
         let listener = listener.replacen("{name: stderr, ", &format!("{{name: stderr, filter: {{{only}}}, "), 1);
-        yaml::bootstrap(&[listener], &[yaml::cluster("u", upstream.port())])
+        yaml::bootstrap(&[listener], std::slice::from_ref(&cluster))
     };
     let requests = [
         "",

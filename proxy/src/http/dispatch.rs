@@ -246,8 +246,11 @@ async fn connect(
     responder: &mut Responder,
 ) -> Result<Attempt, Result<Answer, StreamError>> {
     let connection = stream.connection.clone();
-    let context =
-        LbContext { connection: Some(&connection.info), request: Some(&stream.request), ..LbContext::default() };
+    let context = LbContext {
+        connection: Some(&connection.info),
+        request: Some(&stream.request),
+        dynamic_metadata: Some(&stream.info.dynamic_metadata),
+    };
     let Some(host) = cluster.choose_host(&context) else {
         stream.info.set_flag(ResponseFlag::NoHealthyUpstream);
         let reply = LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream");
@@ -258,6 +261,8 @@ async fn connect(
         route.rewrite_host_to(&mut stream.request, &host.host().hostname, keep);
     }
     stream.info.upstream.host = Some(host.address().clone());
+    stream.info.upstream.host_name = Some(host.host().hostname.clone());
+    stream.info.upstream.host_metadata = host.host().metadata.clone();
     stream.info.upstream.attempted.push(host.address().clone());
     let wanted = StreamRequest {
         downstream_protocol: stream.request.protocol,

@@ -316,6 +316,7 @@ impl Stream {
                 self.info.virtual_host_name = Some(route.virtual_host.name.clone());
                 self.info.has_route = true;
                 self.info.route_metadata = route.route.metadata.clone();
+                self.info.virtual_host_metadata = route.virtual_host.metadata.clone();
                 self.route = Some(Rc::new(route));
                 Ok(())
             }

@@ -332,6 +332,8 @@ impl Session {
         context: &LbContext<'_>,
     ) -> Result<(Io, Rc<UpstreamConnection>), StreamError> {
         self.info.upstream.host = Some(host.address().clone());
+        self.info.upstream.host_name = Some(host.host().hostname.clone());
+        self.info.upstream.host_metadata = host.host().metadata.clone();
         self.info.upstream.attempted.push(host.address().clone());
         match &self.active.proxy.tunneling {
             Some(tunneling) => tunneling.open(cluster, host, &self.info).await,

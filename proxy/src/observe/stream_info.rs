@@ -43,6 +43,7 @@ pub struct StreamInfo {
     pub has_route: bool,
     pub route_metadata: Option<Arc<Metadata>>,
     pub listener_metadata: Option<Arc<Metadata>>,
+    pub virtual_host_metadata: Option<Arc<Metadata>>,
     /// Set by filters; merged by name.
     pub dynamic_metadata: Metadata,
     /// The names under which filters set typed metadata. Nothing reads the values.
@@ -144,6 +145,7 @@ impl StreamInfo {
             has_route: false,
             route_metadata: None,
             listener_metadata: None,
+            virtual_host_metadata: None,
             dynamic_metadata: Metadata::default(),
             typed_metadata: Vec::new(),
             filter_state: HashMap::default(),

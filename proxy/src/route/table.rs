@@ -49,6 +49,7 @@ pub struct VirtualHost {
     require_tls: RequireTls,
     pub rules: HeaderRules,
     pub per_filter: RouteFilters,
+    pub metadata: Option<Arc<Metadata>>,
     pub include_attempt_count: bool,
     pub include_attempt_count_in_response: bool,
     virtual_clusters: Vec<(Arc<str>, Vec<HeaderMatcher>)>,
@@ -237,6 +238,7 @@ impl VirtualHost {
             require_tls: config.require_tls,
             rules: HeaderRules::compile(&config.headers, cx),
             per_filter: RouteFilters::compile(&config.per_filter, cx),
+            metadata: shared_metadata(&config.metadata),
             include_attempt_count: config.include_request_attempt_count,
             include_attempt_count_in_response: config.include_attempt_count_in_response,
             virtual_clusters: config

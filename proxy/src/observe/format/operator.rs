@@ -48,6 +48,7 @@ enum From {
     Route,
     Cluster,
     Listener,
+    VirtualHost,
     Dynamic,
     UpstreamHost,
 }
@@ -215,7 +216,11 @@ impl Operator {
             return number.map_or(Value::Null, Value::from);
         }
         if let Kind::Metadata(from, namespace, path) = &self.kind {
-            return metadata(facts, *from, namespace, path).map_or(Value::Null, Cow::into_owned);
+            let value = metadata(facts, *from, namespace, path);
+            // Only texts are cut.
+            if self.most.is_none() || !matches!(value.as_deref(), Some(Value::String(_))) {
+                return value.map_or(Value::Null, Cow::into_owned);
+            }
         }
         let mut text = String::new();
         if self.write(facts, &mut text) { Value::String(text) } else { Value::Null }
@@ -335,11 +340,12 @@ impl Kind {
                     "ROUTE" => From::Route,
                     "CLUSTER" => From::Cluster,
                     "LISTENER" => From::Listener,
+                    "VIRTUAL_HOST" => From::VirtualHost,
                     "DYNAMIC" => From::Dynamic,
                     "UPSTREAM_HOST" => From::UpstreamHost,
                     other => {
                         return Err(format!(
-                            "{other:?} is no kind of metadata: ROUTE, CLUSTER, LISTENER, DYNAMIC, UPSTREAM_HOST"
+                            "{other:?} is no kind of metadata: ROUTE, CLUSTER, LISTENER, VIRTUAL_HOST, DYNAMIC, UPSTREAM_HOST"
                         ));
                     }
                 };
@@ -698,6 +704,7 @@ fn metadata<'a>(facts: &Facts<'a>, from: From, namespace: &str, path: &[String])
         From::Route => info.route_metadata.as_deref()?,
         From::Cluster => info.upstream.cluster_metadata.as_deref()?,
         From::Listener => info.listener_metadata.as_deref()?,
+        From::VirtualHost => info.virtual_host_metadata.as_deref()?,
         From::UpstreamHost => info.upstream.host_metadata.as_deref()?,
         From::Dynamic => &info.dynamic_metadata,
     };
