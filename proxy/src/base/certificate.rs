@@ -4,6 +4,8 @@
 //! handshake). What few ask for, digests and PEM, is computed at its first use. Verification is not its business.
 
 mod name;
+
+pub use name::other_name;
 mod pem;
 
 use std::{
@@ -91,7 +93,8 @@ impl Certificate {
             GeneralName::RFC822Name(email) => self.email_sans.push((*email).into()),
             GeneralName::IPAddress(octets) => self.ip_sans.extend(ip(octets)),
             GeneralName::OtherName(oid, value) => {
-                self.other_name_sans.push((oid.to_id_string().into(), name::other_name(value).into()));
+                let text = other_name(value).unwrap_or_else(|| hex(value));
+                self.other_name_sans.push((oid.to_id_string().into(), text.into()));
             }
             GeneralName::Invalid(tag, bytes) => {
                 let text = || String::from_utf8_lossy(bytes).into();

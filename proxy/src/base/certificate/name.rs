@@ -101,19 +101,26 @@ fn dump(value: &Any<'_>, out: &mut String) {
     value.data.iter().for_each(|b| byte(*b));
 }
 
-/// The value of an other name: `[0] EXPLICIT` around some type. Text of its type; hex of anything else.
-pub fn other_name(value: &[u8]) -> String {
+/// The value of an other name, `[0] EXPLICIT` around some type, as text. `None`: it is of a type that has none.
+pub fn other_name(value: &[u8]) -> Option<String> {
     use x509_parser::prelude::FromDer;
-    let inner = Any::from_der(value).ok().map(|(_, outer)| if outer.tag().0 == 0 { outer.data } else { value });
-    match inner.and_then(|inner| Any::from_der(inner).ok()) {
-        Some((_, any)) => match (any.tag().0, utf8(&any)) {
-            // BoringSSL takes these as they are.
-            (T61 | IA5 | VISIBLE | GENERAL | PRINTABLE | NUMERIC, _) => String::from_utf8_lossy(any.data).into(),
-            (_, Some(text)) => String::from_utf8_lossy(&text).into(),
-            (1, None) => if any.data == [0] { "false" } else { "true" }.to_owned(),
-            _ => super::hex(any.data),
-        },
-        None => super::hex(value),
+    const BOOLEAN: u32 = 1;
+    const INTEGER: u32 = 2;
+    const OCTETS: u32 = 4;
+    const ENUMERATED: u32 = 10;
+    let (_, outer) = Any::from_der(value).ok()?;
+    let inner = if outer.tag().0 == 0 { outer.data } else { value };
+    let (_, any) = Any::from_der(inner).ok()?;
+    match any.tag().0 {
+        // BoringSSL takes these as they are.
+        T61 | IA5 | VISIBLE | GENERAL | PRINTABLE | NUMERIC | OCTETS => String::from_utf8(any.data.to_vec()).ok(),
+        BOOLEAN => Some(if any.data == [0] { "false" } else { "true" }.to_owned()),
+        INTEGER | ENUMERATED => {
+            let bytes = Some(any.data).filter(|bytes| bytes.len() <= 8)?;
+            let start = if bytes.first()? & 0x80 == 0 { 0 } else { -1 };
+            Some(bytes.iter().fold(start, |all: i64, byte| all << 8 | i64::from(*byte)).to_string())
+        }
+        _ => String::from_utf8(utf8(&any)?).ok(),
     }
 }
 
@@ -208,8 +215,18 @@ mod tests {
 
     #[test]
     fn other_names() {
-        assert_eq!(other_name(b"\xa0\x07\x0c\x05user1"), "user1");
-        assert_eq!(other_name(b"\xa0\x03\x04\x01\xff"), "ff");
-        assert_eq!(other_name(b"\xa0\x09"), "a009");
+        for (der, text) in [
+            (&b"\xa0\x07\x0c\x05user1"[..], Some("user1")),
+            (b"\x0c\x02hi", Some("hi")),
+            (b"\xa0\x04\x1e\x02\0i", Some("i")),
+            (b"\xa0\x03\x02\x01\xff", Some("-1")),
+            (b"\xa0\x04\x02\x02\x01\0", Some("256")),
+            (b"\xa0\x04\x04\x02ab", Some("ab")),
+            (b"\xa0\x03\x04\x01\xff", None),
+            (b"\xa0\x09\x0c\x02hi", None),
+            (b"", None),
+        ] {
+            assert_eq!(other_name(der).as_deref(), text, "{der:x?}");
+        }
     }
 }

@@ -38,12 +38,6 @@ pub fn expect(input: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     (found == tag).then_some((content, rest))
 }
 
-/// The first element's tag and content, and what follows.
-pub fn any(input: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (tag, _, content, rest) = read(input)?;
-    Some((tag, content, rest))
-}
-
 /// The bytes of a bit string without unused bits, and what follows.
 pub fn bits(input: &[u8]) -> Option<(&[u8], &[u8])> {
     let (content, rest) = expect(input, BIT_STRING)?;

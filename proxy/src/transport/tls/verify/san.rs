@@ -2,10 +2,8 @@
 //!
 //! Invariant: a name matches by its own kind only; one with a NUL byte never does.
 
-use super::{
-    der,
-    parsed::{Name, Parsed},
-};
+use super::parsed::{Name, Parsed};
+use crate::base::certificate::other_name;
 use std::net::IpAddr;
 use weft_config::tls::{SanMatcher, SanType};
 
@@ -65,40 +63,6 @@ fn label_matches(pattern: &str, label: &str) -> bool {
         && part(label.get(label.len() - back.len()..), back)
 }
 
-/// The value of an other name, as text.
-fn other_name(value: &[u8]) -> Option<String> {
-    const BOOLEAN: u8 = 0x01;
-    const ENUMERATED: u8 = 0x0a;
-    const UTF8: u8 = 0x0c;
-    const NUMERIC: u8 = 0x12;
-    const PRINTABLE: u8 = 0x13;
-    const T61: u8 = 0x14;
-    const IA5: u8 = 0x16;
-    const VISIBLE: u8 = 0x1a;
-    const GENERAL: u8 = 0x1b;
-    const UNIVERSAL: u8 = 0x1c;
-    const BMP: u8 = 0x1e;
-    let value = der::expect(value, der::CONTEXT_0).map_or(value, |(inner, _)| inner);
-    let (tag, content, _) = der::any(value)?;
-    let wide = |units: Vec<u32>| units.into_iter().map(char::from_u32).collect();
-    match tag {
-        UTF8 | NUMERIC | PRINTABLE | T61 | IA5 | VISIBLE | GENERAL => String::from_utf8(content.to_vec()).ok(),
-        BMP => {
-            wide(content.chunks(2).map(|unit| unit.iter().fold(0, |all, byte| all << 8 | u32::from(*byte))).collect())
-        }
-        UNIVERSAL => {
-            wide(content.chunks(4).map(|unit| unit.iter().fold(0, |all, byte| all << 8 | u32::from(*byte))).collect())
-        }
-        BOOLEAN => Some(if content == [0] { "false" } else { "true" }.to_owned()),
-        der::INTEGER | ENUMERATED => {
-            let bytes = content.get(..content.len().min(9)).filter(|bytes| bytes.len() <= 8 && !bytes.is_empty())?;
-            let start = if bytes.first()? & 0x80 == 0 { 0 } else { -1 };
-            Some(bytes.iter().fold(start, |all: i64, byte| all << 8 | i64::from(*byte)).to_string())
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,16 +86,5 @@ mod tests {
         ] {
             assert_eq!(dns_matches(presented, wanted), matches, "{presented} {wanted}");
         }
-    }
-
-    #[test]
-    fn other_names_are_text() {
-        assert_eq!(other_name(&[0xa0, 4, 0x0c, 2, b'h', b'i']).as_deref(), Some("hi"));
-        assert_eq!(other_name(&[0x0c, 2, b'h', b'i']).as_deref(), Some("hi"));
-        assert_eq!(other_name(&[0xa0, 4, 0x1e, 2, 0, b'i']).as_deref(), Some("i"));
-        assert_eq!(other_name(&[0xa0, 3, 0x02, 1, 0xff]).as_deref(), Some("-1"));
-        assert_eq!(other_name(&[0xa0, 4, 0x02, 2, 1, 0]).as_deref(), Some("256"));
-        assert_eq!(other_name(&[0xa0, 9, 0x0c, 2, b'h', b'i']), None);
-        assert_eq!(other_name(&[]), None);
     }
 }
