@@ -104,7 +104,7 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
 
 /// Ends once the client is trusted no longer and was told to go.
 async fn distrusted(tls: Rc<ActiveTls>, client: Rc<TlsConnection>, trust: u64, drain: Drain) {
-    tls.context.revisions.distrusts(&client, None, trust).await;
+    tls.context.revisions.distrusts(&client.peer_chain, None, trust).await;
     tls.stats.ssl.distrusted.inc();
     drain.start();
     tokio::time::sleep(LAST_WORDS).await;

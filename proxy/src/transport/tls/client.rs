@@ -112,7 +112,7 @@ impl ClientContext {
         let san: Option<Box<str>> = self.names(options, hostname).1.map(Into::into);
         let (context, tls, stats, trust) = (self.clone(), tls.clone(), stats.clone(), revision.trust);
         Box::pin(async move {
-            context.revisions.distrusts(&tls, san.as_deref(), trust).await;
+            context.revisions.distrusts(&tls.peer_chain, san.as_deref(), trust).await;
             stats.distrusted.inc();
         })
     }

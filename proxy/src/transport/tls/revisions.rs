@@ -6,7 +6,6 @@ use super::{
     Io,
     verify::{Peer, Refusal, Verified, Verifier},
 };
-use crate::base::TlsConnection;
 use arc_swap::ArcSwapOption;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use std::{
@@ -86,14 +85,14 @@ impl<R: Trust> Revisions<R> {
 
     /// Waits until authorities or CRLs change so that a peer which was trusted would be trusted no longer. `trust`: of the
     /// revision by which it was.
-    pub async fn distrusts(&self, connection: &TlsConnection, san: Option<&str>, mut trust: u64) {
+    pub async fn distrusts(&self, peer_chain: &[Box<[u8]>], san: Option<&str>, mut trust: u64) {
         let mut changes = self.changed.subscribe();
         loop {
             // Also what changed while the handshake was under way. Without a secret nobody is let in.
             let Some(revision) = self.now() else { return };
             if revision.trust() != trust {
                 trust = revision.trust();
-                let chain: Vec<_> = connection.peer_chain.iter().map(|der| CertificateDer::from(&der[..])).collect();
+                let chain: Vec<_> = peer_chain.iter().map(|der| CertificateDer::from(&der[..])).collect();
                 if revision.verify_again(Some(&chain), san).is_err() {
                     return;
                 }
@@ -143,5 +142,51 @@ impl AsyncWrite for Guarded {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Verifies nobody whose name is asked for.
+    struct Revision(u64);
+
+    impl Trust for Revision {
+        const PEER: Peer = Peer::Server;
+
+        fn trust(&self) -> u64 {
+            self.0
+        }
+
+        fn verifier(&self) -> Option<&Verifier> {
+            None
+        }
+    }
+
+    /// True if a watch that began under the first revision ends by what `change` does.
+    fn ends(san: Option<&str>, change: impl FnOnce(&Revisions<Revision>)) -> bool {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let revisions = Revisions::default();
+            revisions.publish(Arc::new(Revision(1)));
+            let mut watch = Box::pin(revisions.distrusts(&[], san, 1));
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            assert!(watch.as_mut().poll(&mut cx).is_pending());
+            change(&revisions);
+            watch.as_mut().poll(&mut cx).is_ready()
+        })
+    }
+
+    #[test]
+    fn a_peer_is_cut_when_it_would_be_refused_or_nobody_is_trusted() {
+        assert!(ends(Some("a.test"), |revisions| revisions.publish(Arc::new(Revision(2)))));
+        assert!(ends(None, Revisions::withdraw), "the secret is gone");
+    }
+
+    #[test]
+    fn a_peer_stays_when_nothing_changed_for_it() {
+        assert!(!ends(None, |revisions| revisions.publish(Arc::new(Revision(2)))), "it would be let in again");
+        assert!(!ends(Some("a.test"), |revisions| revisions.publish(Arc::new(Revision(1)))), "the same trust");
     }
 }
