@@ -1,8 +1,8 @@
 //! The SPIFFE Workload API: its messages, and the secrets that they stand for.
 //!
 //! An agent that speaks it is another kind of secret server: who asks it gets the same [`Secret`]s as over SDS, by the names
-//! that SPIRE's own SDS has. The messages are few and written by hand; nothing else of their package is needed. Invariant: a
-//! response is the whole state; what it does not hold is no more.
+//! that SPIRE's own SDS has. The messages are few and written by hand; nothing else of their package is needed. Who listens
+//! makes a [`Statement`] of each response. Invariant: a response is the whole state; what it does not hold is no more.
 
 use crate::envoy::{
     config::core::v3::{DataSource, TypedExtensionConfig, data_source::Specifier},
@@ -15,6 +15,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use prost::{Message, Name as _};
 use std::collections::BTreeMap;
 
+/// The name of the cluster whose hosts speak the Workload API.
+pub const CLUSTER: &str = "spiffe_workload_api";
 /// The gRPC method that streams [`X509SvidResponse`]s. Its request is an empty message.
 pub const FETCH_X509_SVID: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
 /// Must go with every request, so that no browser can be made to send one.
@@ -51,34 +53,100 @@ pub struct X509Svid {
     pub hint: String,
 }
 
-impl X509SvidResponse {
+/// What an agent says: a response that was looked through.
+///
+/// Invariant: a trust domain is here with authorities that can be read, or not at all. A domain without authorities has
+/// revoked all that it ever issued, so nothing of it is trusted. The same goes for one whose authorities cannot be read: the
+/// response replaces what was said before, so nobody vouches for the old ones any more. The other domains are not touched.
+#[derive(Clone, Default, PartialEq)]
+pub struct Statement {
+    svids: Vec<X509Svid>,
+    crl: Vec<Vec<u8>>,
+    /// By trust domain; DER, one after the other.
+    bundles: BTreeMap<String, Vec<u8>>,
+    refused: BTreeMap<String, String>,
+}
+
+impl Statement {
+    /// Looks through a response. `check` says what is wrong with a certificate (DER) as an authority of a trust domain.
+    pub fn new(response: X509SvidResponse, check: impl Fn(&str, &[u8]) -> Result<(), String>) -> Self {
+        let X509SvidResponse { svids, crl, federated_bundles } = response;
+        let (mut bundles, mut refused) = (BTreeMap::new(), BTreeMap::new());
+        for (id, bundle) in federated_bundles {
+            match domain_of_bundle(&id) {
+                Some(domain) => drop(bundles.insert(domain.to_owned(), bundle)),
+                None => drop(refused.insert(id, "is no SPIFFE ID of a trust domain".to_owned())),
+            }
+        }
+        // Those of the workload's own domains come before what is said of them elsewhere; of those, the first identity's.
+        for svid in svids.iter().rev() {
+            match trust_domain(&svid.spiffe_id) {
+                Some(domain) => drop(bundles.insert(domain.to_owned(), svid.bundle.clone())),
+                None => drop(refused.insert(svid.spiffe_id.clone(), "is no SPIFFE ID".to_owned())),
+            }
+        }
+        bundles.retain(|domain, bundle| match split(bundle).into_iter().try_for_each(|der| check(domain, der)) {
+            Ok(()) => !bundle.is_empty(),
+            Err(why) => {
+                refused.insert(domain.clone(), why);
+                false
+            }
+        });
+        Self { svids, crl, bundles, refused }
+    }
+
+    /// Trust domains whose authorities cannot be read, and why.
+    pub fn refused(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.refused.iter().map(|(domain, why)| (domain.as_str(), why.as_str()))
+    }
+
+    /// True if the secret of this name lacks authorities because they cannot be read.
+    pub fn is_maimed(&self, name: &str) -> bool {
+        match name {
+            "ALL" => !self.refused.is_empty(),
+            name => self.trust_domain_of(name).is_some_and(|domain| self.refused.contains_key(domain)),
+        }
+    }
+
+    /// The trust domain whose authorities the secret of this name has, if it is one alone.
+    pub fn trust_domain_of<'a>(&'a self, name: &'a str) -> Option<&'a str> {
+        match name {
+            "ROOTCA" => trust_domain(&self.svids.first()?.spiffe_id),
+            id => domain_of_bundle(id),
+        }
+    }
+
+    /// Who the identity of this name is.
+    pub fn identity_of(&self, name: &str) -> Option<&str> {
+        let svid = match name {
+            "default" => self.svids.first(),
+            id => self.svids.iter().find(|svid| svid.spiffe_id == id),
+        };
+        svid.map(|svid| svid.spiffe_id.as_str())
+    }
+
+    /// The names of all secrets that there are.
+    pub fn names(&self) -> Vec<String> {
+        let fixed = ["default", "ROOTCA", "ALL"].into_iter().filter(|name| self.secret(name).is_some());
+        let identities = self.svids.iter().map(|svid| svid.spiffe_id.clone());
+        let domains = self.bundles.keys().map(|domain| format!("{SCHEME}{domain}"));
+        fixed.map(str::to_owned).chain(identities).chain(domains).collect()
+    }
+
     /// The secret of this name, if there is such a one: `default` (the first identity), `ROOTCA` (the authorities of its trust
     /// domain), `ALL` (those of all trust domains, each for its own), the SPIFFE ID of an identity or of a trust domain.
     pub fn secret(&self, name: &str) -> Option<Secret> {
-        let value = match name {
-            "default" => certificate(self.svids.first()?),
-            "ROOTCA" => {
-                let first = self.svids.first()?;
-                self.authorities(trust_domain(&first.spiffe_id)?)?
-            }
-            "ALL" => self.all_authorities()?,
-            id => match self.svids.iter().find(|svid| svid.spiffe_id == id) {
-                Some(svid) => certificate(svid),
-                None => self.authorities(trust_domain(id).filter(|domain| id.len() == SCHEME.len() + domain.len())?)?,
-            },
+        let identity = self.identity_of(name).and_then(|id| self.svids.iter().find(|svid| svid.spiffe_id == id));
+        let value = match (identity, name) {
+            (Some(svid), _) => certificate(svid),
+            (None, "ALL") => self.all_authorities()?,
+            (None, name) => self.authorities(self.trust_domain_of(name)?)?,
         };
         Some(Secret { name: name.to_owned(), r#type: Some(value) })
     }
 
-    /// By trust domain. Those of the workload's own come before what is said of them elsewhere.
-    fn bundles(&self) -> BTreeMap<&str, &[u8]> {
-        let federated = self.federated_bundles.iter().map(|(id, bundle)| (id.as_str(), &**bundle));
-        let own = self.svids.iter().map(|svid| (svid.spiffe_id.as_str(), &*svid.bundle));
-        federated.chain(own).filter_map(|(id, bundle)| Some((trust_domain(id)?, bundle))).collect()
-    }
-
     fn authorities(&self, domain: &str) -> Option<secret::Type> {
-        let bundle = self.bundles().get(domain).copied()?;
+        let bundle = self.bundles.get(domain)?;
         Some(secret::Type::ValidationContext(CertificateValidationContext {
             trusted_ca: Some(inline(pem("CERTIFICATE", split(bundle)))),
             ..self.revocations()
@@ -86,12 +154,11 @@ impl X509SvidResponse {
     }
 
     fn all_authorities(&self) -> Option<secret::Type> {
-        let bundles = self.bundles();
-        if bundles.is_empty() {
+        if self.bundles.is_empty() {
             return None;
         }
-        let trust_domains = bundles.into_iter().map(|(name, bundle)| TrustDomain {
-            name: name.to_owned(),
+        let trust_domains = self.bundles.iter().map(|(name, bundle)| TrustDomain {
+            name: name.clone(),
             trust_bundle: Some(inline(pem("CERTIFICATE", split(bundle)))),
             ..TrustDomain::default()
         });
@@ -125,6 +192,11 @@ const SCHEME: &str = "spiffe://";
 /// The trust domain of a SPIFFE ID.
 fn trust_domain(id: &str) -> Option<&str> {
     id.strip_prefix(SCHEME)?.split('/').next().filter(|domain| !domain.is_empty())
+}
+
+/// The trust domain of its own SPIFFE ID, which has no path.
+fn domain_of_bundle(id: &str) -> Option<&str> {
+    trust_domain(id).filter(|domain| id.len() == SCHEME.len() + domain.len())
 }
 
 fn certificate(svid: &X509Svid) -> secret::Type {
@@ -202,7 +274,8 @@ mod tests {
     #[test]
     fn secrets_by_name() {
         let response = X509SvidResponse::decode(&*response().encode_to_vec()).unwrap();
-        let is_certificate = |name| match response.secret(name)?.r#type? {
+        let said = Statement::new(response, |_, _| Ok(()));
+        let is_certificate = |name| match said.secret(name)?.r#type? {
             secret::Type::TlsCertificate(p) => match p.certificate_chain?.specifier? {
                 Specifier::InlineString(text) => Some(text.matches("BEGIN CERTIFICATE").count() == 2),
                 _ => None,
@@ -216,9 +289,47 @@ mod tests {
             assert_eq!(is_certificate(name), Some(false), "{name}");
         }
         for name in ["", "spiffe://a.org/z", "spiffe://c.org", "spiffe://a.org/", "other"] {
-            assert_eq!(response.secret(name), None, "{name}");
+            assert_eq!(said.secret(name), None, "{name}");
         }
-        assert_eq!(X509SvidResponse::default().secret("ALL"), None);
+        let names =
+            ["default", "ROOTCA", "ALL", "spiffe://a.org/x", "spiffe://a.org/y", "spiffe://a.org", "spiffe://b.org"];
+        assert_eq!(said.names(), names);
+        assert_eq!(said.identity_of("default"), Some("spiffe://a.org/x"));
+        assert_eq!(said.trust_domain_of("ROOTCA"), Some("a.org"));
+        let nothing = Statement::default();
+        assert!(nothing.secret("ALL").is_none() && nothing.names().is_empty());
+    }
+
+    #[test]
+    fn a_domain_without_authorities_that_can_be_read_has_none_and_others_keep_theirs() {
+        let odd = |der: &[u8]| if der == [0x30, 1, 9] { Err("is odd".to_owned()) } else { Ok(()) };
+        let said = |change: &dyn Fn(&mut X509SvidResponse)| {
+            let mut response = response();
+            change(&mut response);
+            Statement::new(response, |_, der| odd(der))
+        };
+        let own =
+            |bundle: &'static [u8]| said(&move |r| r.svids.iter_mut().for_each(|svid| svid.bundle = bundle.to_vec()));
+        let federated = |bundle: &'static [u8]| {
+            said(&move |r| drop(r.federated_bundles.insert("spiffe://b.org".into(), bundle.to_vec())))
+        };
+        // Who has authorities; who is refused; whether ALL lacks some for that.
+        let there = |said: &Statement| {
+            let names = ["ROOTCA", "ALL", "spiffe://a.org", "spiffe://b.org"].map(|name| said.secret(name).is_some());
+            (names, said.refused().map(|(domain, _)| domain.to_owned()).collect::<Vec<_>>(), said.is_maimed("ALL"))
+        };
+        assert_eq!(there(&own(&[])), ([false, true, false, true], vec![], false));
+        assert_eq!(there(&federated(&[])), ([true, true, true, false], vec![], false));
+        assert_eq!(there(&own(&[0x30, 1, 9])), ([false, true, false, true], vec!["a.org".to_owned()], true));
+        assert_eq!(
+            there(&federated(&[0x30, 1, 1, 0x30, 1, 9])),
+            ([true, true, true, false], vec!["b.org".into()], true)
+        );
+        let nowhere = said(&|r| drop(r.federated_bundles.insert("b.org".into(), vec![0x30, 1, 1])));
+        assert_eq!(there(&nowhere), ([true; 4], vec!["b.org".to_owned()], true));
+        assert!(!nowhere.is_maimed("ROOTCA") && own(&[0x30, 1, 9]).is_maimed("ROOTCA"));
+        // The identity itself is nobody's but its own.
+        assert!(own(&[]).secret("default").is_some());
     }
 
     #[test]

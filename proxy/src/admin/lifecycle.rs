@@ -10,9 +10,12 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use weft_control_api::{Message as _, Name as _, PrintOptions, envoy::config::core::v3::Node};
 
-/// `/ready`. Ours: with nothing but expired certificates to present it is not ready, whatever its state.
+/// `/ready`. Ours: without a certificate that was withdrawn, or with nothing but expired ones, it is not ready, live or not.
 pub(super) fn ready(_: &Request, view: &dyn ServerView) -> Reply {
     let state = view.info().state;
+    if state == State::Live && view.is_identity_withdrawn() {
+        return Reply::error(StatusCode::SERVICE_UNAVAILABLE, "NO_OWN_CERTIFICATE\n");
+    }
     if state == State::Live && view.is_identity_expired() {
         return Reply::error(StatusCode::SERVICE_UNAVAILABLE, "OWN_CERTIFICATE_EXPIRED\n");
     }

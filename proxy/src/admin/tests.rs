@@ -40,6 +40,7 @@ struct Fake {
     registry: Registry,
     settings: StatsSettings,
     state: Cell<State>,
+    is_identity_withdrawn: Cell<bool>,
     commands: RefCell<Vec<Command>>,
     level: RefCell<&'static str>,
 }
@@ -57,6 +58,7 @@ impl Fake {
             registry: Registry::new(),
             settings: StatsSettings { tags: TagExtractors::new(&config, &[]), bounds: Bounds::default() },
             state: Cell::new(State::Live),
+            is_identity_withdrawn: Cell::new(false),
             commands: RefCell::default(),
             level: RefCell::new("info"),
         })
@@ -158,6 +160,10 @@ impl ServerView for Fake {
         false
     }
 
+    fn is_identity_withdrawn(&self) -> bool {
+        self.is_identity_withdrawn.get()
+    }
+
     fn certificates(&self) -> Vec<Value> {
         Vec::new()
     }
@@ -210,6 +216,8 @@ fn json_of(view: &Rc<Fake>, target: &str) -> Value {
 fn life_and_commands() {
     let view = Fake::new();
     assert_eq!(get(&view, "/ready"), (200, "LIVE\n".into()));
+    view.is_identity_withdrawn.set(true);
+    assert_eq!(get(&view, "/ready"), (503, "NO_OWN_CERTIFICATE\n".into()));
     view.state.set(State::PreInitializing);
     assert_eq!(get(&view, "/ready?x"), (503, "PRE_INITIALIZING\n".into()));
     assert_eq!(get(&view, "/quitquitquit"), (405, "Method GET not allowed, POST required.".into()));

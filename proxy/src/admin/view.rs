@@ -27,6 +27,8 @@ pub trait ServerView {
     fn unready_targets(&self) -> Vec<UnreadyTargets>;
     /// Every certificate that is presented is past its end.
     fn is_identity_expired(&self) -> bool;
+    /// A certificate that was presented was withdrawn by its source, and none took its place.
+    fn is_identity_withdrawn(&self) -> bool;
     /// `admin.v3.Certificate`s as JSON.
     fn certificates(&self) -> Vec<serde_json::Value>;
     fn runtime(&self) -> RuntimeDump;

@@ -20,7 +20,7 @@ use std::{
 use weft_config::{
     Bootstrap, Context, LoadOptions, Loaded, Problem, Refused, Sources, add_later, runtime::RuntimeSource,
 };
-use weft_control_api::CheckOptions;
+use weft_control_api::{CheckOptions, workload::CLUSTER};
 
 /// A bootstrap that was read, with the flags merged in.
 pub struct Boot {
@@ -91,15 +91,20 @@ pub fn read(options: &Options) -> Result<Boot, Vec<Problem>> {
         loaded.locate(&mut problems);
         return Err(problems);
     };
-    if let Some(endpoint) = &options.config.spiffe_endpoint_socket {
-        match workload::cluster(endpoint) {
-            Ok(cluster) => {
-                let clusters = &mut bootstrap.static_resources.clusters;
-                if !clusters.iter().any(|own| own.name == cluster.name) {
-                    clusters.push(cluster);
-                }
+    // What is wrong with a flag has no place in the text.
+    let mut of_flags = Vec::new();
+    if let Some(endpoint) = options.config.workload_api() {
+        let clusters = &mut bootstrap.static_resources.clusters;
+        match (workload::cluster(endpoint), clusters.iter().position(|own| own.name == CLUSTER)) {
+            (Ok(_), Some(i)) => {
+                let message = format!(
+                    "found {CLUSTER:?}, which is the name of the cluster that --spiffe-endpoint-socket or \
+                     SPIFFE_ENDPOINT_SOCKET makes: one of them has to go"
+                );
+                add_later(&mut problems, [Problem::new(format!("static_resources.clusters[{i}].name"), message)]);
             }
-            Err(why) => add_later(&mut problems, [Problem::new("--spiffe-endpoint-socket", why)]),
+            (Ok(cluster), None) => clusters.push(cluster),
+            (Err(why), _) => of_flags.push(Problem::new("--spiffe-endpoint-socket", why)),
         }
     }
     let node = &mut bootstrap.node;
@@ -122,12 +127,13 @@ pub fn read(options: &Options) -> Result<Boot, Vec<Problem>> {
     };
     add_later(&mut problems, missing);
     let boot = Boot { loaded, bootstrap, ignored };
-    if problems.is_empty() {
+    if problems.is_empty() && of_flags.is_empty() {
         return Ok(boot);
     }
     // What is wrong with the static resources is said with the rest, at once.
     add_later(&mut problems, validate(options, &boot).err().unwrap_or_default());
     boot.loaded.locate(&mut problems);
+    problems.extend(of_flags);
     Err(problems)
 }
 
@@ -166,6 +172,9 @@ pub fn store(options: &Options, boot: &Boot, workers: usize, writer: LogWriter) 
     let check =
         CheckOptions { reject_unknown: options.config.reject_unknown_dynamic_fields, ..CheckOptions::default() };
     let mut store = Store::new(workers, writer, runtime, boot.bootstrap.cluster_manager.upstream_bind.clone(), check);
+    let mut clusters = boot.bootstrap.static_resources.clusters.iter();
+    store.secrets.has_workload_api =
+        options.config.workload_api().is_some() || clusters.any(|cluster| cluster.name == CLUSTER);
     store.allows_internal_listeners = boot.bootstrap.internal_listener.is_some();
     store
 }

@@ -103,6 +103,13 @@ pub struct ConfigOptions {
     pub disable_extensions: String,
 }
 
+impl ConfigOptions {
+    /// Where a SPIFFE Workload API is. A variable that is set to nothing says nothing.
+    pub fn workload_api(&self) -> Option<&str> {
+        self.spiffe_endpoint_socket.as_deref().filter(|endpoint| !endpoint.is_empty())
+    }
+}
+
 /// The application log.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Log")]

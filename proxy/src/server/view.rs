@@ -177,6 +177,10 @@ impl ServerView for Control {
         self.store.borrow().is_identity_expired()
     }
 
+    fn is_identity_withdrawn(&self) -> bool {
+        self.store.borrow().is_identity_withdrawn()
+    }
+
     fn certificates(&self) -> Vec<serde_json::Value> {
         certificates::shown(&self.store.borrow().certificates())
     }

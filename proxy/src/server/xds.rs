@@ -31,6 +31,7 @@ use weft_control_api::{
     Protocol, ResourceType,
     client::{self, BackoffOptions, Engine, Event, RateLimitOptions, Refused, Rejection, Service, Update},
     envoy::service::runtime::v3 as service,
+    workload::CLUSTER,
 };
 
 /// One source of configuration.
@@ -65,7 +66,7 @@ impl Key {
 
 /// True if secrets are not asked for by SDS there.
 fn is_workload_api(kind: ResourceType, api: &ApiConfigSource) -> bool {
-    kind == ResourceType::Secret && !api.aggregated && api.service.cluster == workload::CLUSTER
+    kind == ResourceType::Secret && !api.aggregated && api.service.cluster == CLUSTER
 }
 
 /// What is subscribed to: kind, name and, for secrets, which are told apart by it, the source.
@@ -189,12 +190,17 @@ impl Xds {
         }
         let service = if key == Key::Ads { Service::Aggregated } else { Service::Single(kind) };
         let stats_prefix = match (&key, kind) {
-            (Key::Workload, _) => "spiffe_workload_api".to_owned(),
+            (Key::Workload, _) => CLUSTER.to_owned(),
             (Key::Stream(..), ResourceType::Secret) => format!("{}.control_plane", secret_prefix(name)),
             _ => "control_plane".to_owned(),
         };
+        let mut options = options(control, service, api);
+        if key == Key::Workload {
+            // It is no xDS: what it says goes in whole, however it was asked for.
+            options.protocol = Protocol::StateOfTheWorld;
+        }
         let source = Rc::new(Source {
-            engine: RefCell::new(Engine::new(options(control, service, api))),
+            engine: RefCell::new(Engine::new(options)),
             changed: Notify::new(),
             control_plane: api.is_some().then(|| control.registry.attach(&stats_prefix)),
             key: key.clone(),
@@ -353,6 +359,8 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
         Event::FetchTimeout { resource_type, name } => {
             let stats = control.xds.stats(control, resource_type, name.as_deref().unwrap_or_default());
             stats.init_fetch_timeout.inc();
+            let named = name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+            tracing::warn!(target: "config", "gRPC config: initial fetch timed out for {}{named}", resource_type.url());
             match name {
                 Some(name) if resource_type == ResourceType::Runtime => {
                     control.runtime.borrow_mut().set_rtds(&name, None);

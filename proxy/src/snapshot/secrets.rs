@@ -22,7 +22,7 @@ use weft_config::{
     config_source::Specifier,
     tls::{Secret, SecretRef, SecretValue, received},
 };
-use weft_control_api::envoy::extensions::transport_sockets::tls::v3 as pb;
+use weft_control_api::{envoy::extensions::transport_sockets::tls::v3 as pb, workload::CLUSTER};
 use xxhash_rust::xxh64::xxh64;
 use zeroize::Zeroizing;
 
@@ -32,6 +32,8 @@ pub struct SecretStore {
     fixed: BTreeMap<String, SecretValue>,
     /// By name, one a source.
     streamed: BTreeMap<String, Vec<StreamedSecret>>,
+    /// The bootstrap or a setting says where a SPIFFE Workload API is.
+    pub has_workload_api: bool,
     /// Watched files that were read again, by path.
     files: BTreeMap<String, Bytes>,
 }
@@ -53,6 +55,10 @@ pub struct StreamedSecret {
     /// What was refused last.
     pub failure: Option<Failure>,
     is_given_up: bool,
+    /// It was a certificate to present, and its source says that it is no more.
+    is_identity_withdrawn: bool,
+    /// Whose authorities it has, where its source says so.
+    trust_domain: Option<Arc<str>>,
 }
 
 impl StreamedSecret {
@@ -68,6 +74,8 @@ impl StreamedSecret {
             updated: SystemTime::now(),
             failure: None,
             is_given_up: false,
+            is_identity_withdrawn: false,
+            trust_domain: None,
         }
     }
 
@@ -112,14 +120,23 @@ impl SecretStore {
     }
 }
 
-/// True if both are one subscription. The aggregated stream is asked once, whoever waits and however long.
+/// True if both are one subscription. The aggregated stream and the SPIFFE Workload API are asked once, whoever waits and
+/// however long.
 fn is_same(a: &SecretRef, b: &SecretRef) -> bool {
     let is_aggregated = |source: &Option<ConfigSource>| match source.as_ref().map(|source| &source.specifier) {
         Some(Specifier::Ads | Specifier::SelfSource) => true,
         Some(Specifier::Api(api)) => api.aggregated,
         _ => false,
     };
-    a.name == b.name && (a.source == b.source || (is_aggregated(&a.source) && is_aggregated(&b.source)))
+    let both = |is: &dyn Fn(&SecretRef) -> bool| is(a) && is(b);
+    a.name == b.name
+        && (a.source == b.source || both(&|secret| is_aggregated(&secret.source)) || both(&is_of_workload_api))
+}
+
+/// True if the cluster that speaks the SPIFFE Workload API is asked for it.
+fn is_of_workload_api(secret: &SecretRef) -> bool {
+    let specifier = secret.source.as_ref().map(|source| &source.specifier);
+    matches!(specifier, Some(Specifier::Api(api)) if !api.aggregated && api.service.cluster == CLUSTER)
 }
 
 impl Secrets for SecretStore {
@@ -132,6 +149,10 @@ impl Secrets for SecretStore {
 
     fn is_given_up(&self, secret: &SecretRef) -> bool {
         self.find(secret).is_some_and(|found| found.is_given_up)
+    }
+
+    fn has_workload_api(&self) -> bool {
+        self.has_workload_api
     }
 
     fn file(&self, path: &str) -> Option<Bytes> {
@@ -156,6 +177,10 @@ impl Secrets for Changed<'_> {
 
     fn is_given_up(&self, secret: &SecretRef) -> bool {
         self.others.is_given_up(secret)
+    }
+
+    fn has_workload_api(&self) -> bool {
+        self.others.has_workload_api
     }
 
     fn file(&self, path: &str) -> Option<Bytes> {
@@ -319,6 +344,7 @@ impl Store {
             (seat.fingerprint, seat.directories, seat.shown) = (fingerprint, directories, shown);
             (seat.version, seat.updated) = (version.to_owned(), SystemTime::now());
             seat.failure = None;
+            seat.is_identity_withdrawn = false;
         }
         Ok(true)
     }
@@ -353,11 +379,12 @@ impl Store {
     /// Its source says that it is no more: who uses it has none from now on. True if it was there.
     pub fn unload_secret(&mut self, of: &SecretRef) -> bool {
         let Some(seat) = self.secrets.find_mut(of) else { return false };
-        let was_there = seat.value.take().is_some();
+        let was = seat.value.take();
         seat.is_given_up = true;
+        seat.is_identity_withdrawn |= matches!(was, Some(SecretValue::TlsCertificate(_)));
         (seat.sent, seat.shown, seat.updated) = (None, Vec::new(), SystemTime::now());
         seat.directories.clear();
-        if was_there {
+        if was.is_some() {
             for context in self.contexts().into_iter().filter(|context| context.uses(of)) {
                 match context {
                     Live::Server(context, _) => context.revisions.withdraw(),
@@ -365,7 +392,19 @@ impl Store {
                 }
             }
         }
-        was_there
+        was.is_some()
+    }
+
+    /// Notes whose authorities a secret has.
+    pub fn note_trust_domain(&mut self, of: &SecretRef, domain: Option<&str>) {
+        if let Some(seat) = self.secrets.find_mut(of) {
+            seat.trust_domain = domain.map(Arc::from);
+        }
+    }
+
+    /// True if the source of a certificate that was presented said that it is no more: who needs it has none.
+    pub fn is_identity_withdrawn(&self) -> bool {
+        self.secrets.streamed().any(|seat| seat.is_identity_withdrawn)
     }
 
     /// True if every certificate that is presented is past its end. Without any it is false.

@@ -9,7 +9,14 @@ use std::{
 };
 use tokio::sync::Notify;
 use weft_config::config_source::PathConfigSource;
-use weft_control_api::{ResourceType, client, text::Format};
+use weft_control_api::{
+    Message as _, ResourceType, client,
+    envoy::{
+        extensions::transport_sockets::tls::v3::Secret,
+        service::discovery::v3::{DiscoveryResponse, Resource},
+    },
+    text::Format,
+};
 
 /// Reads a file whenever it is put in place, as if it came over a stream.
 pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, kind: ResourceType, config: PathConfigSource) {
@@ -36,14 +43,14 @@ pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, kind: Resource
         {
             reads += 1;
             let response = Format::of(&file).map_err(|p| vec![p]).and_then(|format| client::read_file(content, format));
+            let response = response.map(|response| (unexpected(&control, &source, kind, &response), response));
             match response {
-                Ok(response) if kind == ResourceType::Secret && response.resources.len() != 1 => {
-                    let found = response.resources.len();
-                    tracing::warn!(target: "config", "{}: found {found} secrets, allowed: exactly 1", config.path);
+                Ok((Some(why), _)) => {
+                    tracing::warn!(target: "config", "{}: {why}", config.path);
                     refuse_secrets(&control, &source);
                     control.settle();
                 }
-                Ok(mut response) => {
+                Ok((None, mut response)) => {
                     response.nonce = reads.to_string();
                     if response.type_url.is_empty() {
                         response.type_url = kind.url().into();
@@ -80,4 +87,22 @@ pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, kind: Resource
             () = sleep => source.engine.borrow_mut().on_timeout(Instant::now()),
         }
     }
+}
+
+/// What is wrong with a file of secrets: it has the one that is looked for there, and no other.
+fn unexpected(control: &Control, source: &Source, kind: ResourceType, response: &DiscoveryResponse) -> Option<String> {
+    if kind != ResourceType::Secret {
+        return None;
+    }
+    let [any] = &response.resources[..] else {
+        return Some(format!("found {} secrets, allowed: exactly 1", response.resources.len()));
+    };
+    let found = if any.type_url == kind.url() {
+        Secret::decode(&*any.value).ok()?.name
+    } else {
+        Resource::decode(&*any.value).ok()?.name
+    };
+    let wanted = control.xds.secret_names(source);
+    let names = wanted.iter().cloned().collect::<Vec<_>>().join(", ");
+    (!wanted.contains(&found)).then(|| format!("Unexpected SDS secret (expecting {names}): {found}"))
 }

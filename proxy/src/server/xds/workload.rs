@@ -1,11 +1,13 @@
 //! A source that is a SPIFFE Workload API: identities and authorities, taken as the secrets that SPIRE's own SDS has.
 //!
 //! Invariant: what the agent no longer vouches for is used no longer: what is not in its last word is unloaded, and all of
-//! it is if it says that there is nothing for this workload. An agent that is not there changes nothing.
+//! it is if it goes on saying that there is nothing for this workload. Authorities that cannot be read are unloaded too: they
+//! took the place of the old ones. An agent that is not there changes nothing.
 
 use super::{Source, count_failure, handle};
-use crate::{server::control::Control, upstream::grpc_stream::GrpcStream};
+use crate::{server::control::Control, transport::tls::verify, upstream::grpc_stream::GrpcStream};
 use std::{
+    collections::BTreeSet,
     future::{Future, poll_fn},
     net::SocketAddr,
     pin::pin,
@@ -23,24 +25,30 @@ use weft_control_api::{
             core::v3::{self as core, address, socket_address},
             endpoint::v3 as endpoint,
         },
-        extensions::upstreams::http::v3::{
-            HttpProtocolOptions,
-            http_protocol_options::{
-                ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+        extensions::{
+            transport_sockets::tls::v3::secret,
+            upstreams::http::v3::{
+                HttpProtocolOptions,
+                http_protocol_options::{
+                    ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+                },
             },
         },
         service::discovery::v3::DiscoveryResponse,
     },
-    workload::{FETCH_X509_SVID, METADATA, X509SvidResponse},
+    workload::{CLUSTER, FETCH_X509_SVID, METADATA, Statement, X509SvidResponse},
 };
-
-/// The name of the cluster whose hosts speak the Workload API.
-pub const CLUSTER: &str = "spiffe_workload_api";
 
 /// Responses are no longer than this.
 const MOST: usize = 64 << 20;
 /// Between attempts, and what it grows to.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// So long may an agent say that there is nothing for this workload before that is taken for its word: one that was started
+/// anew says so until it has heard from its server.
+const DENIAL_GRACE: Duration = Duration::from_secs(10);
+/// Between attempts while it does, at most.
+const DENIED_PAUSE: Duration = Duration::from_secs(1);
 
 const INVALID_ARGUMENT: u32 = 3;
 const PERMISSION_DENIED: u32 = 7;
@@ -96,8 +104,45 @@ pub fn cluster(uri: &str) -> Result<Resource, String> {
 #[derive(Default)]
 struct Progress {
     /// The agent's last word; `None` if there is none.
-    said: Option<X509SvidResponse>,
+    said: Option<Statement>,
+    /// Secrets that were given to the store as it says.
+    given: BTreeSet<String>,
+    /// Secrets that are asked for and not issued, as was logged.
+    unknown: BTreeSet<String>,
+    denial: Denial,
     responses: u64,
+}
+
+/// Since when an agent says that there is nothing for this workload.
+#[derive(Default)]
+struct Denial {
+    since: Option<Instant>,
+}
+
+impl Denial {
+    /// It says so, or says so again.
+    fn goes_on(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    /// It says otherwise.
+    fn ends(&mut self) {
+        self.since = None;
+    }
+
+    /// When it is to be believed.
+    fn due(&self) -> Option<Instant> {
+        self.since.map(|since| since + DENIAL_GRACE)
+    }
+
+    /// True once if that time has come.
+    fn is_believed(&mut self, now: Instant) -> bool {
+        let is_due = self.due().is_some_and(|due| due <= now);
+        if is_due {
+            self.ends();
+        }
+        is_due
+    }
 }
 
 pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, api: ApiConfigSource) {
@@ -112,18 +157,19 @@ pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, api: ApiConfig
         if let Some(stats) = &source.control_plane {
             stats.connected_state.set(0);
         }
-        if status == PERMISSION_DENIED && progress.said.take().is_some() {
-            take(&control, &source, &mut progress);
+        if status == PERMISSION_DENIED && progress.said.is_some() {
+            progress.denial.goes_on(Instant::now());
         }
         // Asking again would get the same answer.
         let until = match status {
             INVALID_ARGUMENT => None,
             _ => Some(Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0)),
         };
-        pause = (pause * 2).min(PAUSE.1);
+        pause = (pause * 2).min(if progress.denial.due().is_some() { DENIED_PAUSE } else { PAUSE.1 });
         while until.is_none_or(|until| Instant::now() < until) {
-            settle(&control, &source);
-            let next = source.engine.borrow().poll_timeout().into_iter().chain(until).min();
+            take(&control, &source, &mut progress);
+            let next =
+                source.engine.borrow().poll_timeout().into_iter().chain(until).chain(progress.denial.due()).min();
             wait(next, &source).await;
             source.engine.borrow_mut().on_timeout(Instant::now());
         }
@@ -152,8 +198,9 @@ async fn stream(
     stream.end();
     let mut decoder = FrameDecoder::new(MOST);
     loop {
-        settle(control, source);
-        let timeout = source.engine.borrow().poll_timeout();
+        // Somebody may ask for what was said already.
+        take(control, source, progress);
+        let timeout = source.engine.borrow().poll_timeout().into_iter().chain(progress.denial.due()).min();
         let mut woken = pin!(wait(timeout, source));
         let read = poll_fn(|cx| match stream.poll(cx) {
             Poll::Ready(read) => Poll::Ready(Some(read)),
@@ -163,8 +210,6 @@ async fn stream(
         match read {
             None => {
                 source.engine.borrow_mut().on_timeout(Instant::now());
-                // Somebody may ask for what was said already.
-                take(control, source, progress);
                 continue;
             }
             Some(Err(ended)) => return (ended.status, ended.message),
@@ -178,8 +223,7 @@ async fn stream(
                         if let Some(stats) = &source.control_plane {
                             stats.connected_state.set(1);
                         }
-                        progress.said = Some(response);
-                        take(control, source, progress);
+                        hear(control, source, progress, response);
                     }
                     Err(error) => return (UNAVAILABLE, error.to_string()),
                 },
@@ -204,37 +248,107 @@ async fn wait(until: Option<Instant>, source: &Source) {
     }
 }
 
-/// Puts what the agent said in the place of all that it said before.
+/// Puts what the agent says in the place of all that it said before.
+fn hear(control: &Rc<Control>, source: &Rc<Source>, progress: &mut Progress, response: X509SvidResponse) {
+    let said = Statement::new(response, verify::check_authority);
+    progress.denial.ends();
+    progress.given.clear();
+    let names = control.xds.secret_names(source);
+    for (domain, why) in said.refused() {
+        tracing::warn!(
+            target: "config",
+            "the SPIFFE Workload API's authorities of {domain:?} cannot be read, so it has none: {why}"
+        );
+    }
+    names.iter().filter(|name| said.is_maimed(name)).for_each(|name| count_rejected(control, name));
+    progress.unknown.retain(|name| names.contains(name) && said.secret(name).is_none());
+    let gone = names.into_iter().filter(|name| said.secret(name).is_none()).collect();
+    withdraw(control, source, progress, gone);
+    progress.said = Some(said);
+    take(control, source, progress);
+}
+
+/// Gives the store what was said of secrets that are asked for, if it does not have it yet.
 fn take(control: &Rc<Control>, source: &Rc<Source>, progress: &mut Progress) {
-    let mut resources = Vec::new();
-    let mut gone = false;
-    for name in control.xds.secret_names(source) {
-        match progress.said.as_ref().and_then(|said| said.secret(&name)) {
-            Some(secret) => {
-                resources.push(Any { type_url: ResourceType::Secret.url().into(), value: secret.encode_to_vec() })
-            }
-            None => {
-                for of in control.xds.secrets_of(control, source, &name) {
-                    gone |= control.store.borrow_mut().unload_secret(&of);
-                }
-            }
+    if progress.denial.is_believed(Instant::now()) {
+        withdraw(control, source, progress, control.xds.secret_names(source));
+        progress.said = None;
+    }
+    settle(control, source);
+    let Some(said) = progress.said.take() else { return };
+    let names = control.xds.secret_names(source);
+    progress.given.retain(|name| names.contains(name));
+    for name in names {
+        if !progress.given.insert(name.clone()) {
+            continue;
         }
-    }
-    if gone {
-        control.settle();
-    }
-    if !resources.is_empty() {
+        let all = control.xds.secrets_of(control, source, &name);
+        let Some(secret) = said.secret(&name) else {
+            all.iter().for_each(|of| control.store.borrow_mut().give_up_secret(of));
+            if !said.is_maimed(&name) && progress.unknown.insert(name.clone()) {
+                tracing::warn!(
+                    target: "config",
+                    "the SPIFFE Workload API does not issue the secret {name:?}; it issues {:?}",
+                    said.names()
+                );
+                count_rejected(control, &name);
+            }
+            control.settle();
+            continue;
+        };
+        let mut store = control.store.borrow_mut();
+        all.iter().for_each(|of| store.note_trust_domain(of, said.trust_domain_of(&name)));
+        drop(store);
+        let is_trust = matches!(secret.r#type, Some(secret::Type::ValidationContext(_)));
         progress.responses += 1;
+        // Each by itself: what is wrong with one is not counted for others.
         let response = DiscoveryResponse {
             version_info: progress.responses.to_string(),
             nonce: progress.responses.to_string(),
             type_url: ResourceType::Secret.url().into(),
-            resources,
+            resources: vec![Any { type_url: ResourceType::Secret.url().into(), value: secret.encode_to_vec() }],
             ..DiscoveryResponse::default()
         };
         source.engine.borrow_mut().on_response(response, Instant::now());
+        settle(control, source);
+        // An identity that is no good leaves the old one, which has an end. Authorities would go on trusting.
+        let is_refused = || {
+            let store = control.store.borrow();
+            store.secrets.streamed().any(|seat| seat.failure.is_some() && all.contains(&seat.reference))
+        };
+        if is_trust && is_refused() {
+            withdraw(control, source, progress, BTreeSet::from([name]));
+        }
     }
-    settle(control, source);
+    progress.said = Some(said);
+}
+
+/// Unloads secrets that the agent no longer vouches for.
+fn withdraw(control: &Rc<Control>, source: &Rc<Source>, progress: &mut Progress, names: BTreeSet<String>) {
+    let mut gone = Vec::new();
+    for name in names {
+        let all = control.xds.secrets_of(control, source, &name);
+        // Each of them, though one suffices to say so.
+        let count = all.iter().filter(|of| control.store.borrow_mut().unload_secret(of)).count();
+        if count > 0 {
+            let identity = progress.said.as_ref().and_then(|said| said.identity_of(&name)).filter(|id| *id != name);
+            gone.push(identity.map_or_else(|| format!("{name:?}"), |id| format!("{name:?} ({id})")));
+            // That it is not there is said herewith.
+            progress.unknown.insert(name);
+        }
+    }
+    if !gone.is_empty() {
+        tracing::warn!(
+            target: "config",
+            "the SPIFFE Workload API vouches no longer for {}: withdrawn, handshakes that need it fail",
+            gone.join(", ")
+        );
+        control.settle();
+    }
+}
+
+fn count_rejected(control: &Rc<Control>, name: &str) {
+    control.xds.stats(control, ResourceType::Secret, name).update_rejected.inc();
 }
 
 /// Handles what the engine makes of it; an agent is told nothing.
@@ -247,4 +361,25 @@ fn settle(control: &Rc<Control>, source: &Rc<Source>) {
         }
     }
     while source.engine.borrow_mut().poll_request(Instant::now()).is_some() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_denial_is_believed_once_it_has_lasted() {
+        let (mut denial, start) = (Denial::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!denial.is_believed(at(100)) && denial.due().is_none());
+        denial.goes_on(at(0));
+        denial.goes_on(at(6));
+        assert_eq!(denial.due(), Some(at(10)));
+        assert!(!denial.is_believed(at(9)));
+        denial.ends();
+        denial.goes_on(at(9));
+        assert!(!denial.is_believed(at(18)) && denial.is_believed(at(19)));
+        // It is done once.
+        assert!(!denial.is_believed(at(20)) && denial.due().is_none());
+    }
 }

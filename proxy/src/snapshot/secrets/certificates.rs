@@ -6,6 +6,7 @@ use crate::{
     transport::tls::{material::Identity, verify::Authority},
 };
 use std::sync::Arc;
+use weft_config::tls::SecretRef;
 
 /// A context's certificates.
 pub struct ContextCertificates {
@@ -30,17 +31,26 @@ impl Store {
                 Live::Server(context, _) => {
                     let revision = context.revisions.now()?;
                     let trusted = revision.verifier.iter().flat_map(|verifier| verifier.authorities());
-                    (revision.identities.iter().map(identity).collect(), trusted.map(authority).collect())
+                    let domain = self.domain(context.config.secrets());
+                    let trusted = trusted.map(|found| authority(found, domain));
+                    (revision.identities.iter().map(identity).collect(), trusted.collect())
                 }
                 Live::Client(context, _) => {
                     let revision = context.revisions.now()?;
                     let trusted = revision.verifier.iter().flat_map(|verifier| verifier.authorities());
-                    (revision.identity.iter().map(identity).collect(), trusted.map(authority).collect())
+                    let domain = self.domain(context.config.secrets());
+                    let trusted = trusted.map(|found| authority(found, domain));
+                    (revision.identity.iter().map(identity).collect(), trusted.collect())
                 }
             };
             Some(ContextCertificates { authorities, identities })
         };
         self.contexts().iter().filter_map(of_context).collect()
+    }
+
+    /// Whose authorities are in these secrets, where their source says so.
+    fn domain<'a>(&self, mut secrets: impl Iterator<Item = &'a SecretRef>) -> Option<&Arc<str>> {
+        secrets.find_map(|secret| self.secrets.find(secret)?.trust_domain.as_ref())
     }
 }
 
@@ -54,10 +64,14 @@ fn identity(identity: &Arc<Identity>) -> Loaded {
     }
 }
 
-fn authority(authority: &Authority) -> Loaded {
+fn authority(authority: &Authority, domain: Option<&Arc<str>>) -> Loaded {
     let path = authority.path.as_deref().unwrap_or(INLINE);
     Loaded {
-        path: authority.trust_domain.as_ref().map_or_else(|| path.to_owned(), |domain| format!("{domain}: {path}")),
+        path: authority
+            .trust_domain
+            .as_ref()
+            .or(domain)
+            .map_or_else(|| path.to_owned(), |domain| format!("{domain}: {path}")),
         certificate: authority.certificate.clone(),
         staple_until: None,
     }

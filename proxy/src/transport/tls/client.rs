@@ -8,7 +8,7 @@ use super::{
     material::Identity,
     parameters,
     revisions::{Distrusted, Revisions, Trust},
-    secrets::{Material, Secrets, WatchedFile},
+    secrets::{self, Material, Secrets, WatchedFile},
     secured::Secured,
     stats::SslStats,
     verify::{Peer, ServerVerifier, Verified, Verifier},
@@ -66,6 +66,7 @@ impl ClientContext {
     /// A context made of what secrets there are; if some are missing it has no revision yet.
     pub fn compile(config: Arc<UpstreamTlsContext>, secrets: &dyn Secrets, cx: &mut Context) -> Self {
         let context = Self::new(config, cx);
+        cx.field("common_tls_context", |cx| secrets::check_sources(&context.config.common, secrets, cx));
         if let Some(revision) = context.prepare(secrets, cx) {
             context.revisions.publish(revision);
         }

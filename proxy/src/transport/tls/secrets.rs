@@ -5,12 +5,14 @@ use bytes::Bytes;
 use std::sync::Arc;
 use weft_config::{
     Context,
+    config_source::Specifier,
     data_source::DataSource,
     tls::{
         CertificateSource, CertificateValidationContext, CommonTlsContext, SecretRef, SecretValue, TrustBundles,
         ValidationSource,
     },
 };
+use weft_control_api::workload::CLUSTER;
 use xxhash_rust::xxh64::xxh64;
 
 /// All secrets of this moment.
@@ -20,6 +22,9 @@ pub trait Secrets {
 
     /// It is not there, and nobody waits for it any more: it was waited for long enough, or what came was no good.
     fn is_given_up(&self, secret: &SecretRef) -> bool;
+
+    /// It is said where a SPIFFE Workload API is.
+    fn has_workload_api(&self) -> bool;
 
     /// What a watched file holds now, if that is not what was read with the configuration.
     fn file(&self, path: &str) -> Option<Bytes>;
@@ -46,9 +51,52 @@ impl Secrets for NoSecrets {
         false
     }
 
+    fn has_workload_api(&self) -> bool {
+        false
+    }
+
     fn file(&self, _: &str) -> Option<Bytes> {
         None
     }
+}
+
+/// Reports sources of a context's secrets that cannot be asked.
+pub(super) fn check_sources(config: &CommonTlsContext, secrets: &dyn Secrets, cx: &mut Context) {
+    for (i, source) in config.certificates.iter().enumerate() {
+        if let CertificateSource::Sds(secret) = source {
+            cx.element("tls_certificate_sds_secret_configs", i, |cx| check_source(secret, secrets, cx));
+        }
+    }
+    let (field, secret) = match &config.validation {
+        ValidationSource::None | ValidationSource::Here(_) => return,
+        ValidationSource::Sds(secret) => ("validation_context_sds_secret_config", secret),
+        ValidationSource::Combined { dynamic, .. } => {
+            ("combined_validation_context.validation_context_sds_secret_config", dynamic)
+        }
+    };
+    cx.field(field, |cx| check_source(secret, secrets, cx));
+}
+
+/// The same of one secret.
+pub(super) fn check_source(secret: &SecretRef, secrets: &dyn Secrets, cx: &mut Context) {
+    let specifier = secret.source.as_ref().map(|source| &source.specifier);
+    cx.field("sds_config.api_config_source", |cx| match specifier {
+        Some(Specifier::Api(api)) if api.service.cluster == CLUSTER => {
+            if api.aggregated {
+                cx.problem_at("api_type", format!("{CLUSTER} is no ADS, allowed: GRPC, DELTA_GRPC"));
+            }
+            if !secrets.has_workload_api() {
+                let message = format!(
+                    "found {CLUSTER:?}, which is not there: say where the SPIFFE Workload API is with                      --spiffe-endpoint-socket or SPIFFE_ENDPOINT_SOCKET"
+                );
+                cx.problem_at("grpc_services[0].envoy_grpc.cluster_name", message);
+            }
+        }
+        Some(Specifier::Rest(rest)) if rest.cluster == CLUSTER => {
+            cx.problem_at("api_type", format!("{CLUSTER} does not speak REST, allowed: GRPC, DELTA_GRPC"));
+        }
+        _ => {}
+    });
 }
 
 /// What both sides' contexts are made of.

@@ -87,6 +87,10 @@ impl ServerContext {
     /// A context made of what secrets there are; if some are missing it has no revision yet.
     pub fn compile(config: Arc<DownstreamTlsContext>, secrets: &dyn Secrets, cx: &mut Context) -> Self {
         let context = Self::new(config, cx);
+        cx.field("common_tls_context", |cx| secrets::check_sources(&context.config.common, secrets, cx));
+        if let TicketKeys::Sds(secret) = &context.config.tickets {
+            cx.field("session_ticket_keys_sds_secret_config", |cx| secrets::check_source(secret, secrets, cx));
+        }
         if let Some(revision) = context.prepare(secrets, cx) {
             context.revisions.publish(revision);
         }

@@ -112,6 +112,17 @@ enum Trust {
     Domains(Domains),
 }
 
+/// Looks at a certificate (DER) that is to be an authority of a SPIFFE trust domain.
+///
+/// # Errors
+/// What is wrong with it, or with the name.
+pub fn check_authority(domain: &str, der: &[u8]) -> Result<(), String> {
+    if !spiffe::is_trust_domain(domain) {
+        return Err("the name is no SPIFFE trust domain".into());
+    }
+    parsed::Parsed::parse(der).map(drop).map_err(|why| format!("a certificate {why}"))
+}
+
 impl Verifier {
     /// Compiles a context; `None` if a problem was reported.
     pub fn compile(config: &CertificateValidationContext, cx: &mut Context) -> Option<Self> {
