@@ -121,6 +121,33 @@ fn files_of_secrets_rotate_and_bad_ones_change_nothing_as_with_envoy() {
 }
 
 #[test]
+fn a_file_with_another_secret_than_the_one_asked_for_is_rejected_as_by_envoy() {
+    let (ca, port, files) = (Authority::root("ca"), free_port(), Files::new("other"));
+    let issued = named(&ca, "one");
+    let sds = files.put(
+        "sds.yaml",
+        &format!(
+            "resources: [{{\"@type\": {TYPE}.Secret, name: other, tls_certificate: {{certificate_chain: {{inline_string: \
+             {:?}}}, private_key: {{inline_string: {:?}}}}}}}]",
+            chain(&issued),
+            key(&issued)
+        ),
+    );
+    let socket = format!(
+        "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: \
+         {{tls_certificate_sds_secret_configs: [{{name: srv, sds_config: {{path_config_source: {{path: {sds}}}, \
+         resource_api_version: V3}}}}]}}}}}}"
+    );
+    let listener = yaml::http_listener("l", port, "", &all("direct_response: {status: 200}"));
+    let bootstrap = || yaml::bootstrap(&[secured(&listener, &socket)], &[]);
+    differential(bootstrap, |proxy| {
+        assert!(proxy.log().contains("Unexpected SDS secret (expecting srv): other"), "{}", proxy.log());
+        let counted = ["update_attempt", "update_success", "update_rejected", "update_failure", "init_fetch_timeout"];
+        counted.map(|name| proxy.stat(&format!("sds.srv.{name}")))
+    });
+}
+
+#[test]
 fn an_unknown_static_secret_is_refused_as_by_envoy() {
     let (ca, port) = (Authority::root("ca"), free_port());
     let issued = named(&ca, "one");

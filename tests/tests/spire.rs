@@ -57,7 +57,7 @@ impl Spire {
         fs::create_dir_all(spire.directory.join("agent")).unwrap();
         fs::write(spire.directory.join("agent.conf"), agent).unwrap();
         spire.run("agent");
-        spire.register();
+        spire.register(12);
         Some(spire)
     }
 
@@ -91,7 +91,7 @@ impl Spire {
     }
 
     /// Gives this user's processes an identity that lives for seconds.
-    fn register(&self) {
+    fn register(&self, seconds: u64) {
         let uid = fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m)).unwrap();
         let selector = format!("unix:uid:{uid}");
         let created = self.ask(&[
@@ -104,7 +104,7 @@ impl Spire {
             "-selector",
             &selector,
             "-x509SVIDTTL",
-            "12",
+            &seconds.to_string(),
         ]);
         created.expect("an entry");
     }
@@ -272,13 +272,20 @@ fn identities_by_the_workload_api_rotate_and_cease() {
     load.stop();
 
     // Nobody vouches for it any more: it is used no longer, though it has not ended yet.
+    let before = updates();
+    spire.unregister();
+    spire.register(600);
+    until("an identity that lasts", || (updates() > before).then_some(()));
     spire.unregister();
     let not_ready = "cluster.mesh.client_ssl_socket_factory.upstream_context_secrets_not_ready";
     until("the identity to be unloaded", || {
         http::at(plain, "/");
         proxy.stat(not_ready).filter(|n| *n > 0)
     });
-    assert_eq!(proxy.stat(&format!("listener.127.0.0.1_{secure}.ssl.own_certificate_expired")), None);
-    spire.register();
+    let ready = || http::get(proxy.admin(), "/ready").map(|response| (response.status, response.text()));
+    assert_eq!(ready(), Some((503, "NO_OWN_CERTIFICATE\n".into())));
+    assert_eq!(proxy.log().matches("vouches no longer for").count(), 1, "{}", proxy.log());
+    spire.register(12);
     until("a request to pass again", passes);
+    assert_eq!(ready(), Some((200, "LIVE\n".into())));
 }

@@ -160,12 +160,14 @@ pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, api: ApiConfig
         if status == PERMISSION_DENIED && progress.said.is_some() {
             progress.denial.goes_on(Instant::now());
         }
+        let most = if progress.denial.due().is_some() { DENIED_PAUSE } else { PAUSE.1 };
+        pause = pause.min(most);
         // Asking again would get the same answer.
         let until = match status {
             INVALID_ARGUMENT => None,
             _ => Some(Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0)),
         };
-        pause = (pause * 2).min(if progress.denial.due().is_some() { DENIED_PAUSE } else { PAUSE.1 });
+        pause = (pause * 2).min(most);
         while until.is_none_or(|until| Instant::now() < until) {
             take(&control, &source, &mut progress);
             let next =
