@@ -4,6 +4,7 @@ use std::{
     fmt::Debug,
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -187,6 +188,11 @@ fn a_slow_reader_costs_no_more_than_the_buffers() {
     let port = free_port();
     let listener = tcp_listener(port, "", "per_connection_buffer_limit_bytes: 32768,");
     let proxy = Proxy::start(&Kind::Weft, &yaml::bootstrap(&[listener], &[yaml::cluster("t", upstream)]));
+    // What the first connection of all needs is not counted.
+    let first = TcpStream::connect(("127.0.0.1", port)).and_then(|mut first| first.write_all(&[1; 64 << 10]));
+    first.expect("it listens");
+    let read = || proxy.stat("tcp.t.downstream_cx_rx_bytes_total").filter(|read| *read == 64 << 10);
+    until("the first bytes to be taken", read);
     let before = resident(proxy.id());
     let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
     client.set_write_timeout(Some(Duration::from_secs(1))).expect("a timeout");
@@ -196,4 +202,143 @@ fn a_slow_reader_costs_no_more_than_the_buffers() {
     let grown = resident(proxy.id()).saturating_sub(before);
     assert!(grown < 2048, "{grown} KiB more");
     assert!(proxy.stat("tcp.t.downstream_flow_control_paused_reading_total") > Some(0));
+}
+
+/// Bytes that tell where they belong, again and again; of no length that buffers have.
+fn pattern(seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut bytes = Vec::with_capacity(MIB);
+    while bytes.len() < 1_000_000 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(999_983);
+    bytes
+}
+
+const MIB: usize = 1 << 20;
+
+/// Sends `length` bytes of a pattern in pieces of changing size, and ends.
+fn send_pattern(mut stream: &TcpStream, pattern: &[u8], length: usize) {
+    let bytes: Vec<u8> = pattern.iter().copied().cycle().take(length).collect();
+    let mut rest = &bytes[..];
+    // Long stretches of large pieces and of small ones: both ways of moving them, and back.
+    for piece in [MIB, MIB, MIB, 700, 3, 90, 5000, 1].into_iter().cycle() {
+        let (now, later) = rest.split_at(piece.min(rest.len()));
+        if now.is_empty() || stream.write_all(now).is_err() {
+            break;
+        }
+        rest = later;
+    }
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+/// How many bytes of a pattern came before the end; `None` if others did.
+fn read_pattern(mut stream: &TcpStream, pattern: &[u8]) -> Option<usize> {
+    let (mut all, mut buffer) = (0, vec![0; 256 << 10]);
+    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        let mut got = &buffer[..n];
+        while !got.is_empty() {
+            let wanted = &pattern[all % pattern.len()..];
+            let (now, later) = got.split_at(wanted.len().min(got.len()));
+            if now != &wanted[..now.len()] {
+                return None;
+            }
+            all += now.len();
+            got = later;
+        }
+    }
+    Some(all)
+}
+
+#[test]
+fn much_goes_both_ways_at_once_and_nothing_is_lost_or_doubled() {
+    const UP: usize = 40 * MIB + 12_345;
+    const DOWN: usize = 30 * MIB + 1;
+    let (tell, told) = std::sync::mpsc::channel();
+    let [up, down] = [1, 2].map(|seed| Arc::new(pattern(seed)));
+    let (theirs, ours) = (down.clone(), up.clone());
+    let upstream = server(move |stream| {
+        thread::scope(|scope| {
+            scope.spawn(|| send_pattern(&stream, &theirs, DOWN));
+            let _ = tell.send(read_pattern(&stream, &ours));
+        });
+    });
+    for limit in ["", "per_connection_buffer_limit_bytes: 20000,"] {
+        let port = free_port();
+        let config = yaml::bootstrap(&[tcp_listener(port, "", limit)], &[yaml::cluster("t", upstream)]);
+        let proxy = Proxy::begin(&Kind::Weft, &config, &["--file-flush-interval-msec", "20"]);
+        until("the proxy to be ready", || (proxy.page("/ready").trim() == "LIVE").then_some(()));
+        let client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        thread::scope(|scope| {
+            scope.spawn(|| send_pattern(&client, &up, UP));
+            assert_eq!(read_pattern(&client, &down), Some(DOWN));
+        });
+        assert_eq!(told.recv().ok(), Some(Some(UP)));
+        assert_eq!(log_lines(&proxy, 1), [format!("LOG - {UP} {DOWN} t 1 - TcpConnectionEnd")]);
+        for (stat, bytes) in [
+            ("tcp.t.downstream_cx_rx_bytes_total", UP),
+            ("tcp.t.downstream_cx_tx_bytes_total", DOWN),
+            ("cluster.t.upstream_cx_rx_bytes_total", DOWN),
+            ("cluster.t.upstream_cx_tx_bytes_total", UP),
+        ] {
+            assert_eq!(proxy.stat(stat), Some(bytes as u64), "{stat}");
+        }
+    }
+}
+
+/// Either side goes away in the midst of much that flows both ways; what the proxy held of it goes too.
+#[test]
+fn aborted_transfers_leave_nothing_behind() {
+    const TRANSFERS: usize = 100;
+    let bytes = Arc::new(pattern(1));
+    let theirs = bytes.clone();
+    let upstream = server(move |stream| {
+        thread::scope(|scope| {
+            scope.spawn(|| send_pattern(&stream, &theirs, 3 * MIB));
+            let mut buffer = vec![0; 64 << 10];
+            let mut left = 700 * 1024;
+            // Every other one is cut by the server.
+            let is_cut = stream.peer_addr().is_ok_and(|peer| peer.port() % 2 == 0);
+            while let Ok(n @ 1..) = (&stream).read(&mut buffer) {
+                left -= n.min(left);
+                if is_cut && left == 0 {
+                    let _ = stream.shutdown(Shutdown::Both);
+                    break;
+                }
+            }
+        });
+    });
+    let port = free_port();
+    let config = yaml::bootstrap(&[tcp_listener(port, "", "")], &[yaml::cluster("t", upstream)]);
+    let proxy = Proxy::start(&Kind::Weft, &config);
+    let open = |kind: &str| {
+        let all = std::fs::read_dir(format!("/proc/{}/fd", proxy.id())).expect("it runs").flatten();
+        let links = all.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with(kind)).count()
+    };
+    let before = (open(""), open("pipe:"));
+    for turn in 0..TRANSFERS {
+        let client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        thread::scope(|scope| {
+            scope.spawn(|| send_pattern(&client, &bytes, 2 * MIB));
+            let mut buffer = vec![0; 64 << 10];
+            let mut left = (turn % 40) * 32 * 1024;
+            while left > 0
+                && let Ok(n @ 1..) = (&client).read(&mut buffer)
+            {
+                left -= n.min(left);
+            }
+            // With bytes unread this resets the connection.
+            let _ = client.shutdown(Shutdown::Both);
+        });
+    }
+    proxy.wait_for_stat("cluster.t.upstream_cx_active", 0);
+    proxy.wait_for_stat("listener.l.downstream_cx_active", 0);
+    // A thread keeps a few pipes for the next.
+    let spare = 2 * 16 * std::thread::available_parallelism().map_or(1, usize::from);
+    assert!(open("") <= before.0 + spare, "{before:?} descriptors before, {} after", open(""));
+    assert!(open("pipe:") > before.1, "the kernel moved nothing");
 }

@@ -69,6 +69,40 @@ impl Io {
         }
     }
 
+    /// The socket, where what is read from it and written to it is what passes here.
+    pub fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(s) => Some(s),
+            Self::Prefixed(prefix, s) if prefix.is_empty() => s.socket(),
+            Self::Metered(_, s) => s.socket(),
+            Self::Prefixed(..) | Self::Unix(_) | Self::Tls(_) | Self::Boxed(_) => None,
+        }
+    }
+
+    /// Counts what was read from the [`Io::socket`] itself.
+    pub fn was_received(&self, bytes: usize) {
+        match self {
+            Self::Metered(meter, inner) => {
+                meter.received(bytes);
+                inner.was_received(bytes);
+            }
+            Self::Prefixed(_, inner) => inner.was_received(bytes),
+            Self::Tcp(_) | Self::Unix(_) | Self::Tls(_) | Self::Boxed(_) => {}
+        }
+    }
+
+    /// Counts what was written to the [`Io::socket`] itself.
+    pub fn was_sent(&self, bytes: usize) {
+        match self {
+            Self::Metered(meter, inner) => {
+                meter.sent(bytes);
+                inner.was_sent(bytes);
+            }
+            Self::Prefixed(_, inner) => inner.was_sent(bytes),
+            Self::Tcp(_) | Self::Unix(_) | Self::Tls(_) | Self::Boxed(_) => {}
+        }
+    }
+
     /// Ready when a read would not wait; a hint, as readiness is everywhere.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
