@@ -91,9 +91,9 @@ impl DownstreamTlsContext {
             prefer_client_ciphers,
             session_ticket_keys_type,
         } = p;
-        let common = cx.field("common_tls_context", |cx| {
-            CommonTlsContext::from_proto(common_tls_context.unwrap_or_default(), true, cx)
-        });
+        let common_tls_context = common_tls_context.unwrap_or_default();
+        let names_certificate = names_certificate(&common_tls_context);
+        let common = cx.field("common_tls_context", |cx| CommonTlsContext::from_proto(common_tls_context, true, cx));
         let tickets = match session_ticket_keys_type {
             None => TicketKeys::Own,
             Some(Tickets::DisableStatelessSessionResumption(true)) => TicketKeys::Disabled,
@@ -106,7 +106,8 @@ impl DownstreamTlsContext {
             )),
         };
         let common = common?;
-        if common.certificates.is_empty() {
+        // Those that are no good have problems of their own.
+        if !names_certificate {
             cx.problem_at("common_tls_context", "no TLS certificates found: a server needs one");
         }
         Some(Self {
@@ -136,6 +137,16 @@ impl DownstreamTlsContext {
         };
         self.common.secrets().chain(tickets)
     }
+}
+
+/// True if there is something that should give a certificate.
+fn names_certificate(p: &pb::CommonTlsContext) -> bool {
+    !p.tls_certificates.is_empty()
+        || !p.tls_certificate_sds_secret_configs.is_empty()
+        || p.custom_tls_certificate_selector.is_some()
+        || p.tls_certificate_provider_instance.is_some()
+        || p.tls_certificate_certificate_provider.is_some()
+        || p.tls_certificate_certificate_provider_instance.is_some()
 }
 
 impl UpstreamTlsContext {

@@ -79,14 +79,17 @@ fn internal(message: String) -> google::rpc::Status {
     google::rpc::Status { code: INTERNAL, message, details: Vec::new() }
 }
 
-/// Reads the content of a file that a `path_config_source` names: a `DiscoveryResponse` in `format`.
+/// Reads the content of a file that a `path_config_source` names: a `DiscoveryResponse` in `format`. Fields that the schema
+/// does not know are left out, and given beside it.
 ///
 /// # Errors
 /// Everything that keeps the content from being one, with places in the text.
-pub fn read_file(content: &[u8], format: text::Format) -> Result<DiscoveryResponse, Vec<Problem>> {
+pub fn read_file(content: &[u8], format: text::Format) -> Result<(DiscoveryResponse, Vec<Problem>), Vec<Problem>> {
     let name = "envoy.service.discovery.v3.DiscoveryResponse";
-    let encoded = text::read(content, format, name, crate::EncodeOptions::default())?;
-    DiscoveryResponse::decode(encoded.bytes.as_slice()).map_err(|e| vec![Problem::new("", e.to_string())])
+    let encoded = text::read(content, format, name, crate::EncodeOptions { allow_unknown: true })?;
+    let response =
+        DiscoveryResponse::decode(encoded.bytes.as_slice()).map_err(|e| vec![Problem::new("", e.to_string())])?;
+    Ok((response, encoded.unknown))
 }
 
 #[cfg(test)]

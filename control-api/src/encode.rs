@@ -14,6 +14,7 @@ pub(crate) use typed_struct::{is_typed_struct, open};
 
 use crate::{
     node::{self, Entry, Node, NodeValue},
+    print::REDACTED,
     problem::{Position, Problem},
     schema::{Field, Kind, Message, WellKnown, message, message_of_url},
     wire::{put_nested, put_tag},
@@ -85,6 +86,7 @@ fn encode_message(node: &Node, message: Message, options: EncodeOptions) -> (Vec
         unknown: Vec::new(),
         out: Vec::with_capacity(1024),
         depth: 0,
+        is_sensitive: false,
     };
     encoder.message(message, node);
     (encoder.out, encoder.unknown, encoder.problems)
@@ -97,11 +99,32 @@ struct Encoder {
     unknown: Vec<Problem>,
     out: Vec<u8>,
     depth: usize,
+    /// A field above is one that nobody may see: problems do not repeat what stands there.
+    is_sensitive: bool,
 }
 
 impl Encoder {
     fn problem(&mut self, position: Position, message: impl Into<String>) {
         self.problems.push(Problem::at(position, self.path.clone(), message));
+    }
+
+    /// What a node is, for a problem's text.
+    fn found(&self, node: &Node) -> String {
+        match &node.value {
+            NodeValue::Null => "null".to_owned(),
+            NodeValue::List(_) => "a list".to_owned(),
+            NodeValue::Map(_) => "a map".to_owned(),
+            NodeValue::Number(_) if self.is_sensitive => format!("a number, {REDACTED}"),
+            NodeValue::String(_) if self.is_sensitive => format!("a text, {REDACTED}"),
+            // Whatever it is here, elsewhere it may be a key.
+            NodeValue::String(text) if text.contains("-----BEGIN ") => "a PEM text".to_owned(),
+            NodeValue::Bool(value) => value.to_string(),
+            NodeValue::Number(text) => text.to_string(),
+            NodeValue::String(text) => {
+                let short: String = text.chars().take(64).collect();
+                if short.len() < text.len() { format!("{short:?}...") } else { format!("{short:?}") }
+            }
+        }
     }
 
     /// Runs `write` with `step` at the end of the path.
@@ -145,7 +168,13 @@ impl Encoder {
         match (message.well_known(), &node.value) {
             (Some(kind), _) => self.well_known(kind, message, node),
             (None, NodeValue::Map(entries)) => self.fields(message, entries, false),
-            (None, _) => self.problem(node.position, format!("found {}, allowed: a map ({message:?})", found(node))),
+            (None, _) => {
+                // What stands in place of a message that holds secrets is likely one of them.
+                let was_sensitive = self.is_sensitive;
+                self.is_sensitive |= message.fields().any(Field::is_sensitive);
+                self.problem(node.position, format!("found {}, allowed: a map ({message:?})", self.found(node)));
+                self.is_sensitive = was_sensitive;
+            }
         }
         self.depth -= 1;
     }
@@ -158,13 +187,17 @@ impl Encoder {
                 continue;
             }
             let Some(field) = message.field_by_name(key) else {
-                let about = unknown_field(message, key);
-                self.field(key, |e| {
+                let (about, is_near) = unknown_field(message, key);
+                // What is no misspelt name may be a value that went astray.
+                let shown = if self.is_sensitive && !is_near { REDACTED } else { key };
+                self.field(shown, |e| {
                     let problem = Problem::at(*position, e.path.clone(), about);
                     if e.options.allow_unknown { e.unknown.push(problem) } else { e.problems.push(problem) }
                 });
                 continue;
             };
+            let was_sensitive = self.is_sensitive;
+            self.is_sensitive |= field.is_sensitive();
             self.field(field.name(), |e| {
                 let is_set = !matches!(value.value, NodeValue::Null) || takes_null(field);
                 if let Some(member) = field.oneof().filter(|_| is_set).and_then(|i| members.get_mut(i))
@@ -174,6 +207,7 @@ impl Encoder {
                 }
                 e.value(field, value);
             });
+            self.is_sensitive = was_sensitive;
         }
     }
 
@@ -183,7 +217,7 @@ impl Encoder {
             (NodeValue::Null, _) if !takes_null(field) => {}
             (NodeValue::Map(entries), Kind::Message(entry)) if field.is_map() => self.map(field, entry, entries),
             (_, _) if field.is_map() => {
-                self.problem(node.position, format!("found {}, allowed: a map", found(node)));
+                self.problem(node.position, format!("found {}, allowed: a map", self.found(node)));
             }
             (NodeValue::List(items), _) if field.is_repeated() => {
                 let mut all = Vec::with_capacity(items.len());
@@ -244,7 +278,7 @@ impl Encoder {
     /// Writes the content of an `Any`.
     fn any(&mut self, node: &Node) {
         let NodeValue::Map(entries) = &node.value else {
-            return self.problem(node.position, format!("found {}, allowed: a map with \"@type\"", found(node)));
+            return self.problem(node.position, format!("found {}, allowed: a map with \"@type\"", self.found(node)));
         };
         if entries.is_empty() {
             return;
@@ -313,28 +347,15 @@ fn flatten<'a>(field: Field, items: &'a [Node], all: &mut Vec<&'a Node>) {
     }
 }
 
-/// What a node is, for a problem's text.
-fn found(node: &Node) -> String {
-    match &node.value {
-        NodeValue::Null => "null".to_owned(),
-        NodeValue::Bool(value) => value.to_string(),
-        NodeValue::Number(text) => text.to_string(),
-        NodeValue::String(text) => {
-            let short: String = text.chars().take(64).collect();
-            if short.len() < text.len() { format!("{short:?}...") } else { format!("{short:?}") }
-        }
-        NodeValue::List(_) => "a list".to_owned(),
-        NodeValue::Map(_) => "a map".to_owned(),
-    }
-}
-
-fn unknown_field(message: Message, key: &str) -> String {
+/// What is wrong with a key; true if a field's name is close.
+fn unknown_field(message: Message, key: &str) -> (String, bool) {
     let mut about = format!("is not a field of {message:?}");
     let names = message.fields().map(Field::name);
-    if let Some(near) = nearest(key, names) {
+    let near = nearest(key, names);
+    if let Some(near) = near {
         let _ = write!(about, "; did you mean {near:?}?");
     }
-    about
+    (about, near.is_some())
 }
 
 /// The name that is written most like `word`, if one is close.

@@ -148,7 +148,8 @@ impl Reader<'_> {
             || !digits.starts_with(|c: char| c.is_ascii_digit())
         {
             self.at = start;
-            return Err(Problem::at(self.position(), "", format!("is not JSON: found {text:?}, which is no number")));
+            let about = "is not JSON: what begins here as a number is none (text stands in quotes)";
+            return Err(Problem::at(self.position(), "", about));
         }
         Ok(NodeValue::Number(text.into()))
     }

@@ -8,6 +8,7 @@ pub mod encode;
 pub mod field_mask;
 pub mod json;
 pub mod node;
+pub mod pem;
 pub mod print;
 mod problem;
 pub mod resource;

@@ -2,17 +2,19 @@
 //!
 //! Called for `/config_dump` and whatever else shows messages. Fields have their original names, defaults are left out,
 //! every `Any` whose type is known is shown as its content. Invariant: with `redact`, nothing that the schema marks as
-//! sensitive comes out, however deep it lies.
+//! sensitive comes out, however deep it lies, and no PEM private key from any field.
 
 mod redact;
 mod time;
 
 use crate::{
+    pem,
     schema::{Field, Kind, Message, WellKnown, message, message_of_url},
     wire::{MAX_DEPTH, Malformed, Parsed, Wire, joined},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Map, Number, Value};
+use std::borrow::Cow;
 
 /// What takes the place of sensitive text and bytes.
 pub(crate) const REDACTED: &str = "[redacted]";
@@ -112,6 +114,11 @@ impl Printer {
         Ok(self.scalar(kind, *value, hidden))
     }
 
+    /// Bytes without the private keys that stand in them by mistake, or beside their certificate.
+    fn public<'b>(&self, bytes: &'b [u8]) -> Cow<'b, [u8]> {
+        if self.options.redact { pem::without_keys(bytes) } else { bytes.into() }
+    }
+
     /// A value that is no message; `None` if it is hidden without a trace.
     fn scalar(&self, kind: Kind, value: Wire<'_>, hidden: bool) -> Option<Value> {
         if hidden && self.options.redact {
@@ -140,8 +147,8 @@ impl Printer {
             },
             (_, Wire::Varint(n) | Wire::Fixed64(n)) => n.to_string().into(),
             (_, Wire::Fixed32(n)) => n.into(),
-            (Kind::String, Wire::Bytes(bytes)) => String::from_utf8_lossy(bytes).into(),
-            (_, Wire::Bytes(bytes)) => BASE64_STANDARD.encode(bytes).into(),
+            (Kind::String, Wire::Bytes(bytes)) => String::from_utf8_lossy(&self.public(bytes)).into(),
+            (_, Wire::Bytes(bytes)) => BASE64_STANDARD.encode(self.public(bytes)).into(),
             (_, Wire::Group) => Value::Null,
         })
     }

@@ -250,6 +250,10 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("MLKEM1024", &[]),
 ];
 
+fn group_names() -> String {
+    GROUPS.map(|(name, _)| name).join(", ")
+}
+
 const SIGNATURE_ALGORITHMS: [&str; 10] = [
     "ecdsa_secp256r1_sha256",
     "ecdsa_secp384r1_sha384",
@@ -289,15 +293,15 @@ impl TlsParameters {
             match (known, text.as_str()) {
                 // Known to others and rarely used: leaving it out leaves a stronger one.
                 (None, "P-521" | "secp521r1" | "P-224" | "secp224r1") => cx.ignored_if("", true),
-                (None, _) => cx.problem(format!(
-                    "Failed to initialize ECDH curves {text}: allowed are X25519MLKEM768, X25519, P-256, P-384, MLKEM1024"
-                )),
+                (None, _) => {
+                    cx.problem(format!("Failed to initialize ECDH curves {text}: allowed are {}", group_names()));
+                }
                 _ => {}
             }
             known
         });
         if given && groups.is_empty() && !cx.has_problems() {
-            cx.problem_at("ecdh_curves", "none of these is supported, allowed: X25519MLKEM768, X25519, P-256, P-384");
+            cx.problem_at("ecdh_curves", format!("none of these is supported, allowed: {}", group_names()));
         }
         let signature_algorithms = cx.elements("signature_algorithms", signature_algorithms, |cx, text| {
             let known = SIGNATURE_ALGORITHMS.iter().find(|name| **name == text).copied();

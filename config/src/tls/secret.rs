@@ -4,7 +4,11 @@
 //! Invariant: key material is never printed, and is overwritten when it is dropped.
 
 use super::ValidationContextBytes;
-use crate::{Context, config_source::ConfigSource, data_source::DataSource};
+use crate::{
+    Context,
+    config_source::ConfigSource,
+    data_source::{self, DataSource},
+};
 use std::fmt;
 use weft_control_api::envoy::{
     config::core::v3 as core,
@@ -65,8 +69,13 @@ impl fmt::Debug for PrivateKey {
 }
 
 impl PrivateKey {
+    /// The file that it is from, or that it stands in the configuration itself.
+    pub fn origin(&self) -> &str {
+        data_source::origin(self.filename.as_deref())
+    }
+
     fn from_proto(p: core::DataSource, cx: &mut Context) -> Option<Self> {
-        let DataSource { data, filename } = DataSource::from_proto(p, cx)?;
+        let DataSource { data, filename } = DataSource::secret_from_proto(p, cx)?;
         // Bytes that were made here have one owner, whose memory is taken over.
         let data = data.try_into_mut().map_or_else(|shared| shared.to_vec(), Vec::from);
         Some(Self { data: Zeroizing::new(data), filename })
@@ -161,10 +170,13 @@ pub(super) fn ticket_keys(p: pb::TlsSessionTicketKeys, cx: &mut Context) -> Vec<
         cx.problem_at("keys", "at least one is required");
     }
     cx.elements("keys", keys, |cx, p| {
-        let key = DataSource::from_proto(p, cx)?;
+        let key = DataSource::secret_from_proto(p, cx)?;
         if key.data.len() != 80 {
             let found = key.data.len();
-            cx.problem(format!("Incorrect TLS session ticket key length. Length {found}, expected length 80."));
+            let origin = key.origin();
+            cx.problem(format!(
+                "Incorrect TLS session ticket key length. Length {found}, expected length 80 (from {origin})."
+            ));
         }
         Some(key)
     })

@@ -243,7 +243,7 @@ impl SanMatcher {
         let pb::SubjectAltNameMatcher { san_type, matcher, oid } = p;
         let kind: SanType = cx.enumeration("san_type", san_type);
         if kind == SanType::Unspecified {
-            cx.problem_at("san_type", "must not be SAN_TYPE_UNSPECIFIED");
+            cx.problem_at("san_type", "is required, allowed: EMAIL, DNS, URI, IP_ADDRESS, OTHER_NAME");
         }
         if kind == SanType::OtherName && !is_oid(&oid) {
             cx.problem_at("oid", format!("Failed to parse OID: found {oid:?}, which OTHER_NAME needs"));

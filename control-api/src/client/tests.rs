@@ -184,7 +184,8 @@ fn requests_wait_for_tokens() {
 fn files_are_responses() {
     let yaml =
         "version_info: v\nresources:\n- '@type': type.googleapis.com/envoy.config.cluster.v3.Cluster\n  name: c\n";
-    let response = read_file(yaml.as_bytes(), text::Format::Yaml).expect("a response");
+    let (response, unknown) = read_file(yaml.as_bytes(), text::Format::Yaml).expect("a response");
+    assert!(unknown.is_empty());
     assert_eq!(response.version_info, "v");
     assert_eq!(
         response.resources,

@@ -1,6 +1,6 @@
 //! Scalars of a text on the wire: numbers, bools, text, bytes, enums.
 
-use super::{Encoder, found, nearest};
+use super::{Encoder, nearest};
 use crate::{
     node::{Node, NodeValue},
     schema::{Enum, Kind},
@@ -61,7 +61,7 @@ impl Encoder {
             Kind::Float => {
                 if let Some(n) = self.float(node) {
                     if n.is_finite() && n.abs() > f64::from(f32::MAX) {
-                        let about = format!("found {}, which is out of range for a float", found(node));
+                        let about = format!("found {}, which is out of range for a float", self.found(node));
                         return self.problem(node.position, about);
                     }
                     self.out.extend((n as f32).to_le_bytes());
@@ -72,21 +72,27 @@ impl Encoder {
                 NodeValue::String(text) if matches!(&**text, "true" | "false") => {
                     self.out.push(u8::from(&**text == "true"))
                 }
-                _ => self.problem(node.position, format!("found {}, allowed: true, false", found(node))),
+                _ => self.problem(node.position, format!("found {}, allowed: true, false", self.found(node))),
             },
             Kind::String => match &node.value {
                 NodeValue::String(text) => self.text(text.as_bytes()),
                 NodeValue::Bool(_) | NodeValue::Number(_) => {
-                    self.problem(node.position, format!("found {}, allowed: text (put it in quotes)", found(node)));
+                    self.problem(
+                        node.position,
+                        format!("found {}, allowed: text (put it in quotes)", self.found(node)),
+                    );
                 }
-                _ => self.problem(node.position, format!("found {}, allowed: text", found(node))),
+                _ => self.problem(node.position, format!("found {}, allowed: text", self.found(node))),
             },
             Kind::Bytes => {
                 let NodeValue::String(text) = &node.value else {
-                    return self.problem(node.position, format!("found {}, allowed: bytes in base64", found(node)));
+                    return self
+                        .problem(node.position, format!("found {}, allowed: bytes in base64", self.found(node)));
                 };
                 match STANDARD.decode(&**text).or_else(|_| URL_SAFE.decode(&**text)) {
                     Ok(bytes) => self.text(&bytes),
+                    // Where it breaks off would tell a character.
+                    Err(_) if self.is_sensitive => self.problem(node.position, "is not base64"),
                     Err(e) => self.problem(node.position, format!("is not base64: {e}")),
                 }
             }
@@ -105,14 +111,14 @@ impl Encoder {
         let text = match &node.value {
             NodeValue::Number(text) | NodeValue::String(text) => &**text,
             _ => {
-                let about = format!("found {}, allowed: a whole number from {min} to {max}", found(node));
+                let about = format!("found {}, allowed: a whole number from {min} to {max}", self.found(node));
                 return self.problem(node.position, about);
             }
         };
         match whole(text) {
             Some(n) if (min..=max).contains(&n) => put(&mut self.out, n),
             _ => {
-                let about = format!("found {}, allowed: a whole number from {min} to {max}", found(node));
+                let about = format!("found {}, allowed: a whole number from {min} to {max}", self.found(node));
                 self.problem(node.position, about);
             }
         }
@@ -130,7 +136,7 @@ impl Encoder {
             _ => None,
         };
         if parsed.is_none() {
-            self.problem(node.position, format!("found {}, allowed: a number", found(node)));
+            self.problem(node.position, format!("found {}, allowed: a number", self.found(node)));
         }
         parsed
     }
@@ -144,7 +150,7 @@ impl Encoder {
         if let Some(number) = named.map(|v| v.number()).or_else(|| i32::try_from(whole(text)?).ok()) {
             return put_varint(&mut self.out, i64::from(number) as u64);
         }
-        let mut about = format!("found {}, ", found(node));
+        let mut about = format!("found {}, ", self.found(node));
         if let Some(near) = nearest(text, e.values().map(|v| v.name())) {
             about += &format!("did you mean {near}? ");
         }

@@ -208,3 +208,30 @@ fn any_text_ends_in_a_verdict() {
         assert!(read(&deep).is_err());
     }
 }
+
+#[test]
+fn what_is_sensitive_is_not_repeated() {
+    let secret = "MIGHAgEAMBMGByqGSM49";
+    let pem = format!("'-----BEGIN PRIVATE KEY-----{secret}'");
+    for (field, kind) in [
+        (format!("tls_certificate: {{private_key: {secret}}}"), "a text, [redacted]"),
+        (format!("tls_certificate: {{private_key: {{{secret}: 1}}}}"), "[redacted]: is not a field"),
+        (format!("tls_certificate: {{private_key: {{inline_string: [{secret}]}}}}"), "found a list"),
+        (format!("tls_certificate: {{private_key: {{inline_bytes: '{secret}!'}}}}"), "inline_bytes: is not base64"),
+        ("tls_certificate: {password: {inline_string: 4711}}".into(), "found a number, [redacted]"),
+        (format!("tls_certificate: {secret}"), "a text, [redacted]"),
+        (format!("tls_certificate: {{certificate_chain: {pem}}}"), "a PEM text"),
+        (format!("session_ticket_keys: {{keys: [{secret}]}}"), "a text, [redacted]"),
+        (format!("session_ticket_keys: {{keys: {secret}}}"), "a text, [redacted]"),
+        (format!("generic_secret: {{secret: {secret}}}"), "a text, [redacted]"),
+    ] {
+        let found = problems(&format!("static_resources: {{secrets: [{{name: a, {field}}}]}}")).join("\n");
+        assert!(!found.contains(secret) && !found.contains("4711"), "{found}");
+        assert!(found.contains(kind), "{found}");
+    }
+    let misspelt = problems("static_resources: {secrets: [{name: a, tls_certificate: {private_key: {filname: x}}}]}");
+    assert!(misspelt[0].contains("private_key.filname: is not a field"), "{misspelt:?}");
+    // What stands beside is shown.
+    let beside = problems("static_resources: {secrets: [{tls_certificate: {private_key: x}, name: [y]}], clusters: z}");
+    assert!(beside.iter().any(|p| p.contains("found \"z\"")), "{beside:?}");
+}

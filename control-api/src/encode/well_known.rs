@@ -1,6 +1,6 @@
 //! The messages whose text form is not a map of their fields: `Duration`, `Struct`, `Any`, wrappers and their like.
 
-use super::{Encoder, found};
+use super::Encoder;
 use crate::{
     node::{Entry, Node, NodeValue},
     schema::{Message, WellKnown},
@@ -15,9 +15,13 @@ impl Encoder {
         match (kind, &node.value) {
             (WellKnown::Any, _) => self.any(node),
             (WellKnown::Struct, NodeValue::Map(entries)) => self.structure(message, entries),
-            (WellKnown::Struct, _) => self.problem(node.position, format!("found {}, allowed: a map", found(node))),
+            (WellKnown::Struct, _) => {
+                self.problem(node.position, format!("found {}, allowed: a map", self.found(node)))
+            }
             (WellKnown::ListValue, NodeValue::List(items)) => self.list(message, items),
-            (WellKnown::ListValue, _) => self.problem(node.position, format!("found {}, allowed: a list", found(node))),
+            (WellKnown::ListValue, _) => {
+                self.problem(node.position, format!("found {}, allowed: a list", self.found(node)))
+            }
             (WellKnown::Value, _) => self.any_value(message, node),
             (WellKnown::Wrapper, NodeValue::Map(entries)) => self.fields(message, entries, false),
             (WellKnown::Wrapper, _) => {
@@ -30,20 +34,20 @@ impl Encoder {
             }
             (WellKnown::Duration, NodeValue::String(text)) => match duration(text) {
                 Ok(time) => self.time(time),
-                Err(why) => self.problem(node.position, format!("found {}, {why}", found(node))),
+                Err(why) => self.problem(node.position, format!("found {}, {why}", self.found(node))),
             },
             (WellKnown::Duration, _) => {
-                self.problem(node.position, format!("found {}, allowed: a duration as \"1.5s\"", found(node)));
+                self.problem(node.position, format!("found {}, allowed: a duration as \"1.5s\"", self.found(node)));
             }
             (WellKnown::Timestamp, NodeValue::String(text)) => match timestamp(text) {
                 Some(time) => self.time(time),
                 None => {
-                    let about = format!("found {}, allowed: a time as \"2026-01-31T12:00:00Z\"", found(node));
+                    let about = format!("found {}, allowed: a time as \"2026-01-31T12:00:00Z\"", self.found(node));
                     self.problem(node.position, about);
                 }
             },
             (WellKnown::Timestamp, _) => {
-                let about = format!("found {}, allowed: a time as \"2026-01-31T12:00:00Z\"", found(node));
+                let about = format!("found {}, allowed: a time as \"2026-01-31T12:00:00Z\"", self.found(node));
                 self.problem(node.position, about);
             }
             (WellKnown::FieldMask, NodeValue::String(text)) => {
@@ -52,7 +56,7 @@ impl Encoder {
                 }
             }
             (WellKnown::FieldMask, _) => {
-                self.problem(node.position, format!("found {}, allowed: field paths as \"a.b,c\"", found(node)));
+                self.problem(node.position, format!("found {}, allowed: field paths as \"a.b,c\"", self.found(node)));
             }
         }
     }

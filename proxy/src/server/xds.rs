@@ -295,15 +295,8 @@ fn options(control: &Control, service: Service, api: Option<&ApiConfigSource>) -
     }
 }
 
-fn count_failure(control: &Rc<Control>, source: &Source) {
-    let kinds: BTreeSet<(ResourceType, String)> = {
-        let subscribed = control.xds.subscribed.borrow();
-        subscribed
-            .iter()
-            .filter(|(_, key)| **key == source.key)
-            .map(|((kind, name, _), _)| (*kind, name.clone()))
-            .collect()
-    };
+/// What is subscribed to at `source`: kinds and names; no name for all of a kind.
+fn subscriptions(control: &Rc<Control>, source: &Source) -> BTreeSet<(ResourceType, String)> {
     let dynamic = &control.boot.bootstrap.dynamic_resources;
     let is_ours = |kind| match &source.key {
         Key::Ads => true,
@@ -313,9 +306,51 @@ fn count_failure(control: &Rc<Control>, source: &Source) {
     let wildcards = [(ResourceType::Cluster, dynamic.cds.is_some()), (ResourceType::Listener, dynamic.lds.is_some())];
     let wildcards =
         wildcards.into_iter().filter(|(kind, is)| *is && is_ours(*kind)).map(|(kind, _)| (kind, String::new()));
-    for (kind, name) in kinds.into_iter().chain(wildcards) {
+    let subscribed = control.xds.subscribed.borrow();
+    let named = subscribed.iter().filter(|(_, key)| **key == source.key);
+    named.map(|((kind, name, _), _)| (*kind, name.clone())).chain(wildcards).collect()
+}
+
+fn count_failure(control: &Rc<Control>, source: &Source) {
+    for (kind, name) in subscriptions(control, source) {
         control.xds.stats(control, kind, &name).update_failure.inc();
     }
+}
+
+/// A text that was read held `unknown` fields. As the command line says they are let pass, with a word or without, or
+/// the text is no good.
+///
+/// # Errors
+/// All of them.
+fn pass_unknown(control: &Rc<Control>, from: &str, unknown: Vec<Problem>) -> Result<(), Vec<Problem>> {
+    let config = &control.options.config;
+    match unknown.is_empty() {
+        false if config.reject_unknown_dynamic_fields => return Err(unknown),
+        false if !config.ignore_unknown_dynamic_fields => {
+            tracing::warn!(target: "config", "{from}: unknown fields, ignored: {}", joined(&unknown));
+            // Once for the text, however many there are.
+            control.stats.server.dynamic_unknown_fields.inc();
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// A text that was read is no good as a whole: nobody waits for what it should have brought.
+fn refuse_text(control: &Rc<Control>, source: &Source, kind: ResourceType) {
+    if kind == ResourceType::Secret {
+        refuse_secrets(control, source);
+    } else {
+        for (kind, name) in subscriptions(control, source) {
+            control.xds.stats(control, kind, &name).update_rejected.inc();
+        }
+    }
+    control.xds.answered.borrow_mut().insert(kind);
+    control.settle();
+}
+
+fn joined(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
@@ -413,7 +448,7 @@ fn apply(control: &Rc<Control>, source: &Source, update: &Update) -> Vec<Refused
             Ok(true) => added += 1,
             Ok(false) => {}
             Err(problems) => {
-                let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                let message = joined(&problems);
                 tracing::warn!(target: "config", "{} {:?} rejected: {message}", kind.noun(), resource.name);
                 // What is shown of a secret is in its seat: the bytes may hold a key.
                 if kind != ResourceType::Secret {
@@ -442,7 +477,10 @@ fn apply(control: &Rc<Control>, source: &Source, update: &Update) -> Vec<Refused
             stats.version_text.set(&update.version);
         }
     }
-    control.stats.server.dynamic_unknown_fields.add(control.store.borrow().unknown_fields.take());
+    let unknown = control.store.borrow().unknown_fields.take();
+    if !control.options.config.ignore_unknown_dynamic_fields {
+        control.stats.server.dynamic_unknown_fields.add(unknown);
+    }
     control.count_changes(kind, added, modified, update.removed.len() as u64);
     refused
 }

@@ -322,7 +322,7 @@ impl Store {
             let message = format!("Unexpected SDS secret (expecting {}): {}", of.name, proto.name);
             return Err(vec![Problem::new("name", message)]);
         }
-        let directories = received::take_in_files(&mut proto, &mut cx);
+        let files = received::take_in_files(&mut proto, &mut cx);
         // Whoever has this number learns nothing of the keys.
         let fingerprint = xxh64(&Zeroizing::new(weft_control_api::Message::encode_to_vec(&proto)), 0);
         let Some(seat) = self.secrets.find(of) else { return Ok(false) };
@@ -337,7 +337,12 @@ impl Store {
         let read = Secret::from_proto(proto, &mut cx);
         let (Secret { value, .. }, _) = cx.finish(read)?;
         let changed = Changed { others: &self.secrets, secret: Some((of, &value)), file: None };
-        self.rebuild(|context| context.uses(of), &changed).map(|built| self.put_in_force(built))?;
+        let built = self.rebuild(|context| context.uses(of), &changed).map_err(|mut problems| {
+            files.name_in(&mut problems);
+            problems
+        })?;
+        self.put_in_force(built);
+        let directories = files.directories;
         if let Some(seat) = self.secrets.find_mut(of) {
             seat.sent = (!directories.is_empty()).then(|| Zeroizing::new(bytes.to_vec()));
             seat.value = Some(value);

@@ -1,6 +1,6 @@
 //! A source that is a file: read whenever it is put in place, as if it came over a stream.
 
-use super::{Source, count_failure, handle, refuse_secrets};
+use super::{Source, count_failure, handle, joined, pass_unknown, refuse_text};
 use crate::server::{control::Control, file_watch};
 use std::{
     path::{Path, PathBuf},
@@ -42,26 +42,31 @@ pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, kind: Resource
             && let Some(content) = &content
         {
             reads += 1;
-            let response = Format::of(&file).map_err(|p| vec![p]).and_then(|format| client::read_file(content, format));
-            let response = response.map(|response| (unexpected(&control, &source, kind, &response), response));
-            match response {
-                Ok((Some(why), _)) => {
-                    tracing::warn!(target: "config", "{}: {why}", config.path);
-                    refuse_secrets(&control, &source);
-                    control.settle();
-                }
-                Ok((None, mut response)) => {
-                    response.nonce = reads.to_string();
-                    if response.type_url.is_empty() {
-                        response.type_url = kind.url().into();
-                    }
-                    source.engine.borrow_mut().on_response(response, Instant::now());
-                }
+            let read = Format::of(&file).map_err(|p| vec![p]).and_then(|format| client::read_file(content, format));
+            match read {
                 Err(problems) => {
-                    let text = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                    tracing::warn!(target: "config", "{}: {text}", config.path);
+                    tracing::warn!(target: "config", "{}: {}", config.path, joined(&problems));
                     count_failure(&control, &source);
                 }
+                Ok((mut response, unknown)) => match pass_unknown(&control, &config.path, unknown) {
+                    Ok(()) => match unexpected(&control, &source, kind, &response) {
+                        Some(why) => {
+                            tracing::warn!(target: "config", "{}: {why}", config.path);
+                            refuse_text(&control, &source, kind);
+                        }
+                        None => {
+                            response.nonce = reads.to_string();
+                            if response.type_url.is_empty() {
+                                response.type_url = kind.url().into();
+                            }
+                            source.engine.borrow_mut().on_response(response, Instant::now());
+                        }
+                    },
+                    Err(problems) => {
+                        tracing::warn!(target: "config", "{} rejected: {}", config.path, joined(&problems));
+                        refuse_text(&control, &source, kind);
+                    }
+                },
             }
             last = Some(content.clone());
         }

@@ -1,7 +1,7 @@
 //! A source that is polled over HTTP (`api_type: REST`): requests and answers are JSON, and the version that was
 //! accepted goes with the next request.
 
-use super::{Source, count_failure, handle};
+use super::{Source, count_failure, handle, joined, pass_unknown};
 use crate::{
     http::RequestHead,
     server::control::Control,
@@ -33,7 +33,9 @@ pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, kind: Resource
         settle(&control, &source, &mut request);
         if let Some(request) = &request {
             let failure = match timeout(config.request_timeout, ask(&control, &config, path, request)).await {
-                Ok(Ok(content)) => match read_file(&content, Format::Json) {
+                Ok(Ok(content)) => match read_file(&content, Format::Json)
+                    .and_then(|(response, unknown)| pass_unknown(&control, &config.cluster, unknown).map(|()| response))
+                {
                     Ok(mut response) => {
                         answers += 1;
                         response.nonce = answers.to_string();
@@ -41,7 +43,7 @@ pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, kind: Resource
                         source.engine.borrow_mut().on_response(response, Instant::now());
                         None
                     }
-                    Err(problems) => Some(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
+                    Err(problems) => Some(joined(&problems)),
                 },
                 Ok(Err(error)) => Some(error),
                 Err(_) => Some(format!("no answer within {:?}", config.request_timeout)),
