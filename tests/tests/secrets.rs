@@ -4,7 +4,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use std::{
     fs,
     path::PathBuf,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use weft_tests::{
     Client, Control, Kind, Proxy, Reply, Upstream,
@@ -346,4 +346,107 @@ fn hosts_that_are_trusted_no_longer_are_cut() {
     assert_eq!(over_http.get("/", &[]).map(|response| response.status), Some(503));
     trusted(&ca);
     until("the host to be trusted again", || http::at(plain, "/").filter(|response| response.status == 200));
+}
+
+#[test]
+fn keys_beside_or_in_place_of_certificates_are_not_shown() {
+    let ca = Authority::root("ca");
+    let issued = named(&ca, "combined");
+    let (port, inline) = (free_port(), free_port());
+    let files = Files::new("combined");
+    let combined = files.put("combined.pem", &format!("{}{}", chain(&issued), key(&issued)));
+    let sds = |name: &str, fields: &str| {
+        files.put(name, &format!("resources: [{{\"@type\": {TYPE}.Secret, name: {name}, {fields}}}]"))
+    };
+    let source = |path: &str| format!("sds_config: {{path_config_source: {{path: {path}}}, resource_api_version: V3}}");
+    let certificate = |chain: &str| {
+        format!("tls_certificate: {{certificate_chain: {{{chain}}}, private_key: {{filename: {combined}}}}}")
+    };
+    let authority = |pem: &str| format!("validation_context: {{trusted_ca: {{inline_string: {pem:?}}}}}");
+    let own = sds("own.yaml", &certificate(&format!("filename: {combined}")));
+    let trusted = sds("trusted.yaml", &authority(&ca.pem));
+    let socket = |common: &str| {
+        format!(
+            "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: {{{common}}}}}}}"
+        )
+    };
+    let streamed = socket(&format!(
+        "tls_certificate_sds_secret_configs: [{{name: own.yaml, {}}}], validation_context_sds_secret_config: {{name: \
+         trusted.yaml, {}}}",
+        source(&own),
+        source(&trusted)
+    ));
+    let both = format!("{}{}", chain(&issued), key(&issued));
+    let standing = socket(&format!(
+        "tls_certificates: [{{certificate_chain: {{inline_string: {both:?}}}, private_key: {{inline_string: {both:?}}}}}]"
+    ));
+    let listener = |name: &str, port| yaml::http_listener(name, port, "", &all("direct_response: {status: 200}"));
+    let listeners = [secured(&listener("l", port), &streamed), secured(&listener("i", inline), &standing)];
+    let proxy = Proxy::start(&Kind::Weft, &yaml::bootstrap(&listeners, &[]));
+    let subject = || s_client(port, &[]).and_then(|handshake| handshake.subject);
+    assert!(subject().is_some_and(|subject| subject.contains("combined")));
+
+    // A part of the key that is in no certificate, as it stands and at each place that base64 can put it.
+    let text = key(&issued);
+    let middle = &text[60..100];
+    let needles: Vec<String> = (0..3).map(|skip| STANDARD.encode(&middle[skip..skip + 30])).collect();
+    let look = |what: &str| {
+        for page in ["/config_dump", "/config_dump?include_eds", "/config_dump?resource=dynamic_active_secrets"] {
+            let dump = proxy.page(page);
+            let found = needles.iter().map(String::as_str).chain([middle, "PRIVATE KEY"]).find(|n| dump.contains(n));
+            assert_eq!(found, None, "{what}: {page}");
+        }
+    };
+    let public = STANDARD.encode(&chain(&issued)[..60]);
+    assert!(proxy.page("/config_dump").contains(&public), "the certificate itself is shown");
+    look("in force");
+
+    // A key in the wrong field is refused, and not shown as what was refused either.
+    sds("own.yaml", &certificate(&format!("inline_string: {text:?}")));
+    proxy.wait_for_stat("sds.own.yaml.update_rejected", 1);
+    sds("trusted.yaml", &authority(&text));
+    proxy.wait_for_stat("sds.trusted.yaml.update_rejected", 1);
+    assert!(proxy.page("/config_dump").contains("error_state"));
+    look("refused");
+    assert!(!proxy.log().contains(middle), "{}", proxy.log());
+    assert!(proxy.log().contains("found a private key and no PEM certificate"), "{}", proxy.log());
+    assert!(subject().is_some_and(|subject| subject.contains("combined")), "the old one stays");
+}
+
+#[test]
+fn rotated_files_that_are_no_good_are_named_and_ended_certificates_are_warned_of() {
+    let ca = Authority::root("ca");
+    let (good, port, files) = (named(&ca, "good"), free_port(), Files::new("named"));
+    let old = ca.leaf(|params| {
+        params.not_before = (SystemTime::now() - Duration::from_secs(10 * 86_400)).into();
+        params.not_after = (SystemTime::now() - Duration::from_secs(5 * 86_400)).into();
+    });
+    let (certificate, private) = (files.put("tls.crt", &chain(&good)), files.put("tls.key", &key(&good)));
+    let sds = files.put(
+        "sds.yaml",
+        &format!(
+            "resources: [{{\"@type\": {TYPE}.Secret, name: srv, tls_certificate: {{certificate_chain: {{filename: \
+             {certificate}}}, private_key: {{filename: {private}}}}}}}]"
+        ),
+    );
+    let socket = format!(
+        "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: \
+         {{tls_certificate_sds_secret_configs: [{{name: srv, sds_config: {{path_config_source: {{path: {sds}}}, \
+         resource_api_version: V3}}}}]}}}}}}"
+    );
+    let listener = yaml::http_listener("l", port, "", &all("direct_response: {status: 200}"));
+    let proxy = Proxy::start(&Kind::Weft, &yaml::bootstrap(&[secured(&listener, &socket)], &[]));
+    let says = |texts: &[&str]| {
+        until(&format!("the log to say {texts:?}"), || {
+            proxy.log().lines().any(|line| texts.iter().all(|text| line.contains(text))).then_some(())
+        });
+    };
+    files.put("tls.crt", &chain(&good)[..200]);
+    says(&["files of secret", &certificate, "a PEM block without its end"]);
+    files.put("tls.crt", &chain(&named(&ca, "other")));
+    says(&["private_key", &private, "not the key of the first certificate"]);
+    assert!(!proxy.log().contains("KeyMismatch") && !proxy.log().contains("<inline>"), "{}", proxy.log());
+    files.put("tls.key", &key(&old));
+    files.put("tls.crt", &chain(&old));
+    says(&["secret \"srv\"", "has expired 5 days ago"]);
 }

@@ -4,7 +4,7 @@
 //! schema uses is here, and a test holds that against the schema.
 
 use crate::{
-    schema::Kind,
+    schema::{EnumValue, Kind},
     wire::{Parsed, Records, Wire},
 };
 use regex::Regex;
@@ -190,8 +190,13 @@ fn enumeration(rule: &'static [u8], kind: Kind, n: i128) -> Option<String> {
         let names: Vec<&str> = e.values().map(|v| v.name()).collect();
         return Some(format!("found {n}, allowed: {}", names.join(", ")));
     }
-    let refused = Records(rule).any(|r| matches!(r, Ok((4, Wire::Varint(no))) if i128::from(no as i32) == n));
-    refused.then(|| format!("found {}, which is not allowed here", value.map_or("", |v| v.name())))
+    let is_refused =
+        |n: i128| Records(rule).any(|r| matches!(r, Ok((4, Wire::Varint(no))) if i128::from(no as i32) == n));
+    is_refused(n).then(|| {
+        let is_allowed = |v: &EnumValue| !is_refused(v.number().into()) && !v.is_disallowed();
+        let names: Vec<&str> = e.values().filter(is_allowed).map(EnumValue::name).collect();
+        format!("found {}, allowed: {}", value.map_or("", EnumValue::name), names.join(", "))
+    })
 }
 
 fn string(rule: &'static [u8], text: &str, patterns: &mut Patterns) -> Option<String> {

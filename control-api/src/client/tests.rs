@@ -191,6 +191,9 @@ fn files_are_responses() {
         response.resources,
         [Any { type_url: ResourceType::Cluster.url().into(), value: b"\x0a\x01c".to_vec() }]
     );
+    let more = yaml.replace("name: c", "name: c\n  nope: 1");
+    let (same, unknown) = read_file(more.as_bytes(), text::Format::Yaml).expect("a response");
+    assert_eq!((same, &*unknown[0].path), (response, "resources[0].nope"));
     let problems = read_file(b"resources: [{'@type': type.googleapis.com/x.Y}]", text::Format::Yaml);
     assert_eq!(problems.expect_err("an unknown type")[0].path, "resources[0]");
 }

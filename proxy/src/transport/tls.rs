@@ -8,6 +8,7 @@
 mod capture;
 pub mod client;
 mod client_hello;
+mod expiry;
 pub mod failure;
 mod key_log;
 pub mod material;

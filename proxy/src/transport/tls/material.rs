@@ -1,6 +1,6 @@
 //! Certificates and keys as they are configured, understood: PEM to what a handshake presents.
 
-use super::staple::Staple;
+use super::{expiry, staple::Staple};
 use crate::base::Certificate;
 use rustls::{
     crypto::aws_lc_rs::sign::any_supported_type,
@@ -42,35 +42,45 @@ pub struct Identity {
 impl Identity {
     /// Understands a certificate and its key; `None` if a problem was reported.
     pub fn compile(config: &TlsCertificate, name: &str, cx: &mut Context) -> Option<Arc<Self>> {
+        let (chain_origin, key_origin) = (config.certificate_chain.origin(), config.private_key.origin());
+        let refused = |why: String| format!("Failed to load certificate chain from {chain_origin}: {why}");
         let chain = match certificates(&config.certificate_chain.data) {
             Ok(chain) if !chain.is_empty() => chain,
             Ok(_) => {
-                cx.problem_at("certificate_chain", "Failed to load certificate chain: found no PEM certificate");
+                cx.problem_at("certificate_chain", refused(no_certificate(&config.certificate_chain.data).to_owned()));
                 return None;
             }
             Err(why) => {
-                cx.problem_at("certificate_chain", format!("Failed to load certificate chain: {why}"));
+                cx.problem_at("certificate_chain", refused(why));
                 return None;
             }
         };
+        let parsed = |der: &CertificateDer<'_>| Certificate::parse(der);
+        let facts: Result<Vec<_>, _> = chain.iter().map(parsed).collect();
+        let mut facts = facts.map_err(|why| cx.problem_at("certificate_chain", refused(why))).ok()?;
+        // What a key of this kind lacks is said better of the certificate.
+        let usable = usable(&chain).map_err(|why| cx.problem_at("certificate_chain", refused(why))).ok()?;
         let password = config.password.as_ref().map(|password| &password.data[..]);
         let key = match signing_key(&config.private_key.data, password) {
             Ok(key) => key,
             Err(why) => {
-                cx.problem_at("private_key", format!("Failed to load private key: {why}"));
+                cx.problem_at("private_key", format!("Failed to load private key from {key_origin}: {why}"));
                 return None;
             }
         };
         if let Some(file) = &config.private_key.filename {
             warn_if_others_can_read(file);
         }
-        let parsed = |der: &CertificateDer<'_>| Certificate::parse(der);
-        let facts: Result<Vec<_>, _> = chain.iter().map(parsed).collect();
-        let mut facts = facts.map_err(|why| cx.problem_at("certificate_chain", why)).ok()?;
-        let usable = usable(&chain).map_err(|why| cx.problem_at("certificate_chain", why)).ok()?;
         let mut certified = CertifiedKey::new(chain, key);
-        if let Err(e) = certified.keys_match() {
-            cx.problem_at("private_key", format!("Failed to load private key: the certificate is of another: {e}"));
+        if certified.keys_match().is_err() {
+            cx.problem_at(
+                "private_key",
+                format!(
+                    "Failed to load private key from {key_origin}: it is not the key of the first certificate of \
+                     certificate_chain, {:?}",
+                    facts.first().map(|facts| &*facts.subject).unwrap_or_default()
+                ),
+            );
             return None;
         }
         let staple = match config.ocsp_staple.as_ref().filter(|staple| !staple.data.is_empty()) {
@@ -83,6 +93,8 @@ impl Identity {
             cx.problem_at("ocsp_staple", "OCSP response is required for must-staple certificate");
             return None;
         }
+        let named = if name.is_empty() { chain_origin.to_owned() } else { format!("secret {name:?}") };
+        facts.iter().for_each(|facts| expiry::warn(facts, "the certificate", &named));
         let bare_key = Arc::new(certified.clone());
         certified.ocsp = staple.as_ref().map(|staple| staple.response.clone());
         let certificate = Arc::new(facts.remove(0));
@@ -137,10 +149,41 @@ pub fn certificates(data: &[u8]) -> Result<Vec<CertificateDer<'static>>, String>
     CertificateDer::pem_slice_iter(data).collect::<Result<_, _>>().map_err(broken)
 }
 
-fn broken(e: pem::Error) -> String {
+const NO_LINES: &str = "found broken PEM: \"-----BEGIN ...-----\" has to be a line of its own";
+
+/// What is broken in a PEM text, without any of what stands there.
+pub fn broken(e: pem::Error) -> String {
     match e {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            let label = String::from_utf8_lossy(&end_marker);
+            // What is longer is a text without line breaks, and may be a key.
+            match label.len() <= 40 && label.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b' ')
+            {
+                true => format!(
+                    "found \"-----BEGIN {label}-----\" and no \"-----END {label}-----\": a PEM block without its end"
+                ),
+                false => NO_LINES.to_owned(),
+            }
+        }
+        pem::Error::IllegalSectionStart { .. } => NO_LINES.to_owned(),
+        pem::Error::Base64Decode(_) => "found a PEM block whose content is no base64".to_owned(),
+        pem::Error::SectionTooLarge => "found a PEM block that is too large".to_owned(),
         pem::Error::NoItemsFound => "found no PEM of that kind".to_owned(),
-        other => format!("found broken PEM: {other}"),
+        _ => "found broken PEM".to_owned(),
+    }
+}
+
+/// What is wrong with a text that has no PEM certificate.
+pub fn no_certificate(data: &[u8]) -> &'static str {
+    let has = |text: &str| memchr::memmem::find(data, text.as_bytes()).is_some();
+    if data.iter().all(u8::is_ascii_whitespace) {
+        "it is empty, a PEM certificate is needed"
+    } else if has("PRIVATE KEY-----") {
+        "found a private key and no PEM certificate"
+    } else if has("-----BEGIN ") {
+        "found no PEM certificate, but PEM of another kind"
+    } else {
+        "found no PEM certificate (-----BEGIN CERTIFICATE-----)"
     }
 }
 
@@ -155,13 +198,22 @@ fn warn_if_others_can_read(file: &str) {
 /// The key that PEM holds, ready to sign; what it was read from is wiped.
 fn signing_key(data: &[u8], password: Option<&[u8]>) -> Result<Arc<dyn SigningKey>, String> {
     let mut key = private_key(data, password)?;
-    let ready = any_supported_type(&key).map_err(|e| e.to_string());
+    let ready = any_supported_type(&key).map_err(|_| {
+        "found a key of a kind that is not supported, or a broken one: allowed are RSA from 2048 bits, ECDSA on P-256, P-384 \
+         and P-521, and Ed25519"
+            .to_owned()
+    });
     key.zeroize();
     ready
 }
 
 /// The first PEM private key: PKCS#8, with a password if it has one, PKCS#1 or SEC 1.
 fn private_key(data: &[u8], password: Option<&[u8]>) -> Result<PrivateKeyDer<'static>, String> {
+    if memchr::memmem::find(data, b"Proc-Type: 4,ENCRYPTED").is_some() {
+        return Err("found a key encrypted the traditional way (Proc-Type: 4,ENCRYPTED), which is not supported: \
+                    convert it with `openssl pkcs8 -topk8`"
+            .into());
+    }
     match PrivateKeyDer::from_pem_slice(data) {
         Ok(key) => return Ok(key),
         Err(pem::Error::NoItemsFound) => {}
@@ -169,15 +221,57 @@ fn private_key(data: &[u8], password: Option<&[u8]>) -> Result<PrivateKeyDer<'st
     }
     let text = std::str::from_utf8(data).map_err(|_| "found bytes that are no text")?;
     let Some(at) = text.find("-----BEGIN ENCRYPTED PRIVATE KEY-----") else {
-        return Err("found no PEM private key".into());
+        return Err(match data.iter().all(u8::is_ascii_whitespace) {
+            true => "it is empty, a PEM private key is needed".into(),
+            false => "found no PEM private key".into(),
+        });
     };
     let Some(password) = password else {
         return Err("found a key under a password, and no password".into());
     };
     let (_, document) = pkcs8::SecretDocument::from_pem(text.get(at..).unwrap_or_default().trim())
-        .map_err(|e| format!("found a broken key: {e}"))?;
-    let encrypted = pkcs8::EncryptedPrivateKeyInfo::try_from(document.as_bytes())
-        .map_err(|e| format!("found a broken key: {e}"))?;
+        .map_err(|_| "found a PEM block of an encrypted key that is broken")?;
+    let encrypted = pkcs8::EncryptedPrivateKeyInfo::try_from(document.as_bytes()).map_err(
+        |_| "found an encrypted key that is broken, or of a kind that is not supported: allowed is PKCS#8 with PBES2",
+    )?;
     let opened = encrypted.decrypt(password).map_err(|_| "the password does not open the key")?;
     Ok(PrivatePkcs8KeyDer::from(opened.as_bytes().to_vec()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "-----BEGIN PRIVATE KEY-----\nMIGHsecret\n-----END PRIVATE KEY-----\n";
+
+    #[test]
+    fn what_is_wrong_with_a_key_is_said_in_words_and_without_it() {
+        let traditional = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nMIGHsecret\n\
+                           -----END RSA PRIVATE KEY-----\n";
+        for (text, about) in [
+            (String::new(), "it is empty"),
+            ("MIGHsecret".into(), "found no PEM private key"),
+            (KEY.replace("-----END PRIVATE KEY-----\n", ""), "and no \"-----END PRIVATE KEY-----\""),
+            (KEY.replace('\n', ""), "a line of its own"),
+            (KEY.replace("MIGH", "MIGH!"), "no base64"),
+            (KEY.into(), "allowed are RSA from 2048 bits"),
+            (traditional.into(), "openssl pkcs8 -topk8"),
+            (KEY.replace("PRIVATE", "ENCRYPTED PRIVATE"), "no password"),
+        ] {
+            let why = signing_key(text.as_bytes(), None).expect_err("no key");
+            assert!(why.contains(about) && !why.contains("MIGH") && !why.contains('['), "{why}");
+        }
+        let why = signing_key(KEY.replace("PRIVATE", "ENCRYPTED PRIVATE").as_bytes(), Some(b"pw")).expect_err("no key");
+        assert!(!why.contains("MIGH"), "{why}");
+    }
+
+    #[test]
+    fn what_stands_in_place_of_a_certificate_is_said() {
+        assert!(no_certificate(b" \n").contains("is empty"));
+        assert!(no_certificate(KEY.as_bytes()).contains("private key"));
+        assert!(no_certificate(b"\x30\x82").contains("BEGIN CERTIFICATE"));
+        let half = "-----BEGIN CERTIFICATE-----\nMIIB";
+        let why = certificates(half.as_bytes()).expect_err("no end");
+        assert!(why.contains("no \"-----END CERTIFICATE-----\""), "{why}");
+    }
 }

@@ -1,6 +1,6 @@
 //! How contexts get their secrets, and what they make of them.
 
-use super::{material::Identity, verify::Verifier};
+use super::{expiry, material::Identity, verify::Verifier};
 use bytes::Bytes;
 use std::sync::Arc;
 use weft_config::{
@@ -118,12 +118,15 @@ impl Material {
                 CertificateSource::Here(certificate) => {
                     cx.element("tls_certificates", i, |cx| Identity::compile(certificate, "", cx))
                 }
-                CertificateSource::Sds(secret) => match find(secret, secrets, cx)? {
-                    SecretValue::TlsCertificate(certificate) => cx.field(&format!("secret {:?}", secret.name), |cx| {
-                        Identity::compile(certificate, &secret.name, cx)
-                    }),
-                    _ => wrong_kind(secret, "a certificate", cx),
-                },
+                CertificateSource::Sds(secret) => {
+                    let at = format!("tls_certificate_sds_secret_configs[{i}]");
+                    match cx.field(&at, |cx| find(secret, secrets, cx))? {
+                        SecretValue::TlsCertificate(certificate) => {
+                            cx.field(&in_secret(secret), |cx| Identity::compile(certificate, &secret.name, cx))
+                        }
+                        _ => cx.field(&at, |cx| wrong_kind(secret, "a certificate", cx)),
+                    }
+                }
             })
             .collect();
         let (mut watched, mut trust) = (None, 0);
@@ -132,7 +135,18 @@ impl Material {
             source => Some(validation(source, secrets, cx).and_then(|context| {
                 watched = watched_file(&context);
                 trust = fingerprint(&context);
-                Verifier::compile(&context, cx)
+                let place = match source {
+                    ValidationSource::None => String::new(),
+                    ValidationSource::Here(_) => "validation_context".to_owned(),
+                    ValidationSource::Sds(secret) => in_secret(secret),
+                    ValidationSource::Combined { .. } => "combined_validation_context".to_owned(),
+                };
+                let verifier = cx.field(&place, |cx| Verifier::compile(&context, cx))?;
+                for authority in verifier.authorities() {
+                    let name = authority.path.as_deref().unwrap_or(&place);
+                    expiry::warn(&authority.certificate, "the trusted certificate", name);
+                }
+                Some(verifier)
             })),
         };
         let identities = identities.into_iter().collect::<Option<_>>()?;
@@ -154,9 +168,15 @@ fn validation(
     secrets: &dyn Secrets,
     cx: &mut Context,
 ) -> Option<CertificateValidationContext> {
-    let bytes = |secret, cx: &mut Context| match find(secret, secrets, cx)? {
-        SecretValue::ValidationContext(bytes) => Some(bytes.clone()),
-        _ => wrong_kind(secret, "a validation context", cx),
+    let place = match source {
+        ValidationSource::Combined { .. } => "combined_validation_context.validation_context_sds_secret_config",
+        _ => "validation_context_sds_secret_config",
+    };
+    let bytes = |secret, cx: &mut Context| {
+        cx.field(place, |cx| match find(secret, secrets, cx)? {
+            SecretValue::ValidationContext(bytes) => Some(bytes.clone()),
+            _ => wrong_kind(secret, "a validation context", cx),
+        })
     };
     let mut context = match source {
         ValidationSource::None => return None,
@@ -196,7 +216,7 @@ fn watched_file(context: &CertificateValidationContext) -> Option<WatchedFile> {
 fn find<'a>(secret: &SecretRef, secrets: &'a dyn Secrets, cx: &mut Context) -> Option<&'a SecretValue> {
     let found = secrets.get(secret);
     if found.is_none() && secret.source.is_none() {
-        cx.problem(format!("Unknown static secret: {}", secret.name));
+        cx.problem_at("name", format!("Unknown static secret: {}", secret.name));
     }
     found
 }
@@ -207,14 +227,19 @@ pub(super) fn ticket_keys<'a>(
     secrets: &'a dyn Secrets,
     cx: &mut Context,
 ) -> Option<&'a [DataSource]> {
-    match find(secret, secrets, cx)? {
-        SecretValue::SessionTicketKeys(keys) => Some(keys),
+    cx.field("session_ticket_keys_sds_secret_config", |cx| match find(secret, secrets, cx)? {
+        SecretValue::SessionTicketKeys(keys) => Some(&**keys),
         _ => wrong_kind(secret, "session ticket keys", cx),
-    }
+    })
+}
+
+/// The place of what stands in a secret.
+fn in_secret(secret: &SecretRef) -> String {
+    format!("secret {:?}", secret.name)
 }
 
 fn wrong_kind<T>(secret: &SecretRef, wanted: &str, cx: &mut Context) -> Option<T> {
-    cx.problem(format!("secret {:?} is not {wanted}, which is needed here", secret.name));
+    cx.problem_at("name", format!("secret {:?} is not {wanted}, which is needed here", secret.name));
     None
 }
 

@@ -116,7 +116,7 @@ impl ServerContext {
 
     /// Builds a revision of what there is now. `None`: a secret is missing, or a problem was reported.
     pub fn prepare(&self, secrets: &dyn Secrets, cx: &mut Context) -> Option<Arc<ServerRevision>> {
-        cx.field("common_tls_context", |cx| ServerRevision::compile(&self.config, secrets, cx)).map(Arc::new)
+        ServerRevision::compile(&self.config, secrets, cx).map(Arc::new)
     }
 
     /// When what it is made of now is no longer valid, by name.
@@ -187,17 +187,18 @@ impl ServerContext {
 impl ServerRevision {
     fn compile(config: &DownstreamTlsContext, secrets: &dyn Secrets, cx: &mut Context) -> Option<Self> {
         let parameters = &config.common.parameters;
-        let Material { identities, verifier, watched, trust } = Material::gather(&config.common, secrets, cx)?;
+        let Material { identities, verifier, watched, trust } =
+            cx.field("common_tls_context", |cx| Material::gather(&config.common, secrets, cx))?;
         if config.ocsp_staple_policy == OcspStaplePolicy::MustStaple && identities.iter().any(|id| id.staple.is_none())
         {
-            cx.problem_at("tls_certificates", "Required OCSP response is missing from TLS context");
+            cx.problem_at("common_tls_context.tls_certificates", "Required OCSP response is missing from TLS context");
             return None;
         }
         let requires = config.require_client_certificate == Some(true);
         if requires && !verifier.as_ref().is_some_and(|verifier| verifier.asks_for_certificate()) {
             let why = "a client certificate is required, and nothing is said to verify it by: found neither trusted_ca nor pins nor a \
                        validator, nor trust_chain_verification: ACCEPT_UNTRUSTED";
-            cx.problem_at("validation_context", why);
+            cx.problem_at("common_tls_context.validation_context", why);
             return None;
         }
         let requires_certificate = requires || verifier.as_ref().is_some_and(|v| v.requires_certificate());
@@ -228,7 +229,7 @@ impl ServerRevision {
             let algorithms = provider.signature_verification_algorithms;
             let builder = ServerConfig::builder_with_provider(provider)
                 .with_protocol_versions(parameters::versions(parameters))
-                .map_err(|e| cx.problem_at("tls_params", e.to_string()))
+                .map_err(|e| cx.problem_at("common_tls_context.tls_params", e.to_string()))
                 .ok()?;
             let builder = match &client_verifier {
                 Some(verifier) => builder.with_client_cert_verifier(Arc::new(ClientVerifier {

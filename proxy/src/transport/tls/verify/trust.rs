@@ -3,7 +3,10 @@
 //! Invariant: all or nothing; something that cannot be read is a problem, and nothing is trusted by it.
 
 use super::{bundle, crl::Crls, parsed::Parsed, path::Anchors, spiffe};
-use crate::base::Certificate;
+use crate::{
+    base::Certificate,
+    transport::tls::material::{broken, no_certificate},
+};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject};
 use std::{collections::HashMap, sync::Arc};
 use weft_config::{
@@ -39,16 +42,16 @@ impl Authority {
 
 /// The certificates of a PEM text.
 pub fn certificates(source: &DataSource, cx: &mut Context) -> Option<Vec<Arc<Parsed>>> {
-    const FAILED: &str = "Failed to load trusted CA certificates";
+    let origin = source.origin();
     let found = CertificateDer::pem_slice_iter(&source.data).enumerate().map(|(i, found)| {
-        let der = found.map_err(|e| format!("{FAILED}: certificate {i} is no PEM: {e:?}"))?;
-        Parsed::parse(&der).map(Arc::new).map_err(|why| format!("{FAILED}: certificate {i} {why}"))
+        let der = found.map_err(|e| format!("certificate {i}: {}", broken(e)))?;
+        Parsed::parse(&der).map(Arc::new).map_err(|why| format!("certificate {i} {why}"))
     });
     let all = match found.collect::<Result<Vec<_>, _>>() {
-        Ok(all) if all.is_empty() => Err(format!("{FAILED}: found no PEM certificate")),
+        Ok(all) if all.is_empty() => Err(no_certificate(&source.data).to_owned()),
         all => all,
     };
-    all.map_err(|problem| cx.problem(problem)).ok()
+    all.map_err(|why| cx.problem(format!("Failed to load trusted CA certificates from {origin}: {why}"))).ok()
 }
 
 /// The lists of a PEM text.
@@ -56,7 +59,7 @@ pub fn crls(source: &DataSource, only_leaf: bool, cx: &mut Context) -> Option<Cr
     let mut crls = Crls::new(only_leaf);
     let mut read = || {
         for (i, found) in CertificateRevocationListDer::pem_slice_iter(&source.data).enumerate() {
-            let der = found.map_err(|e| format!("list {i} is no PEM: {e:?}"))?;
+            let der = found.map_err(|e| format!("list {i}: {}", broken(e)))?;
             crls.add(&der).map_err(|why| format!("list {i} {why}"))?;
         }
         if crls.is_empty() { Err("found no PEM list".to_owned()) } else { Ok(()) }
@@ -64,7 +67,7 @@ pub fn crls(source: &DataSource, only_leaf: bool, cx: &mut Context) -> Option<Cr
     match read() {
         Ok(()) => Some(crls),
         Err(why) => {
-            cx.problem_at("crl", format!("Failed to load CRL: {why}"));
+            cx.problem_at("crl", format!("Failed to load CRL from {}: {why}", source.origin()));
             None
         }
     }
@@ -80,7 +83,11 @@ pub fn domains(config: &SpiffeValidator, cx: &mut Context) -> Option<(Domains, V
             return match map(bundles) {
                 Ok(found) => Some(found),
                 Err(why) => {
-                    cx.problem_at("trust_bundles", format!("Failed to load the SPIFFE bundle map: {why}"));
+                    let origin = bundles.source.origin();
+                    cx.problem_at(
+                        "trust_bundles",
+                        format!("Failed to load the SPIFFE bundle map from {origin}: {why}"),
+                    );
                     None
                 }
             };
