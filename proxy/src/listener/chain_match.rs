@@ -205,9 +205,10 @@ impl Names {
         })
     }
 
-    /// The name itself, then the longest wildcard. `name` is in lower case.
+    /// The name itself, then the longest wildcard, which a name that begins with a dot may be whole, as with Envoy. `name` is
+    /// in lower case.
     fn get(&self, name: &str) -> Option<&Protocols> {
-        let dots = || memchr::memchr_iter(b'.', name.as_bytes()).filter(|at| *at > 0);
+        let dots = || memchr::memchr_iter(b'.', name.as_bytes());
         let wildcard = || dots().find_map(|at| self.wildcards.get(name.get(at..)?));
         self.exact
             .get(name)
@@ -280,7 +281,9 @@ mod tests {
         assert_eq!(find(&connection("10.2.2.3:81", "1.1.1.1:5")), Some(1));
         assert_eq!(find(&connection("9.2.2.3:81", "1.1.1.1:5")), Some(5));
         let mut named = connection("9.2.2.3:81", "1.1.1.1:5");
-        for (name, chain) in [("x.b.com", 4), ("x.y.b.com", 4), ("b.com", 3), ("c.com", 4), ("d.org", 5), (".com", 5)] {
+        for (name, chain) in
+            [("x.b.com", 4), ("x.y.b.com", 4), ("b.com", 3), ("c.com", 4), ("d.org", 5), (".com", 3), (".b.com", 4)]
+        {
             named.requested_server_name = Some(name.into());
             assert_eq!(find(&named), Some(chain), "{name}");
         }

@@ -31,6 +31,7 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
     let (active, listener) = loop {
         let active = socket.listener().clone();
         if !run_filters(&active, &mut accepted).await {
+            accepted.refuse();
             log(&active.listener(), thread, accepted.info, Ended::InListenerFilters);
             return;
         }
@@ -47,6 +48,7 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
     };
     let Some(found) = active.chain_for(&accepted.info) else {
         active.stats.no_filter_chain_match.inc();
+        accepted.refuse();
         log(&listener, thread, accepted.info, Ended::WithoutChain);
         return;
     };

@@ -4,7 +4,7 @@
 //! used up.
 
 use super::{
-    client_hello::{self, Hello, NotTls},
+    client_hello::{Inspection, NotTls, Seen},
     proxy_header::{self, Parsed},
     stats::{
         HttpInspectorStats, ProxyProtocolRootStats, ProxyProtocolStats, ProxyProtocolVersionStats, TlsInspectorStats,
@@ -17,7 +17,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::Duration};
 use tokio::io::AsyncReadExt;
 use weft_config::{
     Context,
@@ -236,6 +236,17 @@ impl Accepted {
         }
     }
 
+    /// To be said before a connection is closed whose bytes nobody took: they were peeked at, as it were, so that the client
+    /// is told of a reset, as with Envoy, and not of an end.
+    pub fn refuse(&self) {
+        if let Io::Tcp(stream) = &self.io
+            && !self.buffer.is_empty()
+        {
+            // Where it fails the client is told of an end.
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
     /// The connection with what was read ahead in front.
     pub fn into_io(self) -> (Io, ConnectionInfo) {
         (self.io.with_prefix(Bytes::from(self.buffer)), self.info)
@@ -334,50 +345,56 @@ async fn tls_inspector(
     options: &TlsInspector,
     stats: &TlsInspectorStats,
 ) -> Result<(), Refused> {
+    let mut inspection = Inspection::default();
+    let processed = |inspection: &Inspection, all| stats.bytes_processed.record(inspection.processed(all) as u64);
     loop {
-        let parsed = client_hello::parse(&accepted.buffer);
-        let is_full = accepted.buffer.len() >= options.most;
-        // With a limit below TLS's own, a message that is longer than both is over the limit.
-        let is_over = is_full && options.most < client_hello::MOST;
-        match parsed {
-            Hello::Partial | Hello::NotTls(NotTls::MessageTooLong)
-                if is_over || is_full && parsed == Hello::Partial =>
-            {
+        // What is beyond the limit is not looked at.
+        let bytes = accepted.buffer.get(..options.most).unwrap_or(&accepted.buffer);
+        let (seen, all) = (inspection.look(bytes), bytes.len());
+        let is_full = all >= options.most;
+        match seen {
+            Seen::Partial if is_full => {
                 stats.client_hello_too_large.inc();
+                processed(&inspection, all);
                 return Err(Refused::ByFilter);
             }
-            Hello::Partial => accepted.read_more().await?,
-            Hello::NotTls(why) => {
-                stats.tls_not_found.inc();
-                stats.bytes_processed.record(client_hello::ENOUGH as u64);
-                let error = http_or(&accepted.buffer, why.error());
-                *accepted.info.transport_failure.borrow_mut() = Some(format!("TLS_error|error:{error}:TLS_error_end"));
+            Seen::Partial => accepted.read_more().await?,
+            Seen::Closed => {
+                processed(&inspection, all);
+                return Err(Refused::ByFilter);
+            }
+            Seen::NotTls(_) if options.close_on_error && is_full => {
+                stats.client_hello_too_large.inc();
+                processed(&inspection, all);
+                return Err(Refused::ByFilter);
+            }
+            Seen::NotTls(why) => {
+                processed(&inspection, all);
+                not_tls(accepted, stats, why);
                 return if options.close_on_error { Err(Refused::ByFilter) } else { Ok(()) };
             }
-            Hello::Found { server_name, protocols, length } => {
+            Seen::Found(offer) => {
+                processed(&inspection, all);
+                if offer.server_name.is_some() { &stats.sni_found } else { &stats.sni_not_found }.inc();
+                if !offer.has_version {
+                    not_tls(accepted, stats, NotTls::Rejected);
+                    return Err(Refused::ByFilter);
+                }
                 stats.tls_found.inc();
-                stats.bytes_processed.record(length as u64);
-                if server_name.is_some() { &stats.sni_found } else { &stats.sni_not_found }.inc();
-                if protocols.is_empty() { &stats.alpn_not_found } else { &stats.alpn_found }.inc();
+                if offer.protocols.is_empty() { &stats.alpn_not_found } else { &stats.alpn_found }.inc();
                 accepted.info.transport_protocol = "tls";
-                accepted.info.requested_server_name = server_name.map(String::into_boxed_str);
-                accepted.info.application_protocols = protocols.into_iter().map(Vec::into_boxed_slice).collect();
+                accepted.info.requested_server_name = offer.server_name;
+                accepted.info.application_protocols = offer.protocols;
                 return Ok(());
             }
         }
     }
 }
 
-/// Envoy's TLS library knows HTTP when it sees it; `other` is its word for all else.
-fn http_or(buf: &[u8], other: &'static str) -> &'static str {
-    let begins = |words: &[&[u8]]| words.iter().any(|word| buf.starts_with(word));
-    if begins(&[b"GET ", b"POST ", b"HEAD ", b"PUT "]) {
-        "1000009c:SSL_routines:OPENSSL_internal:HTTP_REQUEST"
-    } else if begins(&[b"CONNE"]) {
-        "1000009b:SSL_routines:OPENSSL_internal:HTTPS_PROXY_REQUEST"
-    } else {
-        other
-    }
+fn not_tls(accepted: &Accepted, stats: &TlsInspectorStats, why: NotTls) {
+    stats.tls_not_found.inc();
+    let reason = format!("TLS_error|error:{}:TLS_error_end", why.error());
+    *accepted.info.transport_failure.borrow_mut() = Some(reason);
 }
 
 /// The destination before iptables' REDIRECT.

@@ -10,6 +10,7 @@ pub mod client;
 mod client_hello;
 mod expiry;
 pub mod failure;
+pub mod hello;
 mod key_log;
 pub mod material;
 mod old_alert;

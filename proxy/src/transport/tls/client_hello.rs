@@ -3,7 +3,11 @@
 //! Differs from the library's own acceptor in what is said to clients that speak another protocol or an old version:
 //! nothing, and `protocol_version`, as Envoy does.
 
-use super::{failure::Failure, linger};
+use super::{
+    failure::Failure,
+    hello::{CLIENT_HELLO, FALLBACK_SCSV, Hello, RENEGOTIATION_INFO, Reader, STATUS_REQUEST},
+    linger,
+};
 use crate::transport::Io;
 use bytes::Bytes;
 use rustls::{
@@ -24,7 +28,78 @@ pub struct Read {
     pub asks_for_staple: bool,
     /// It offers TLS 1.3 (RFC 8446, 4.2.1).
     pub offers_13: bool,
+    /// It offers TLS 1.2.
+    offers_12: bool,
+    /// It says that a newer version was tried before (RFC 7507).
+    falls_back: bool,
+    /// What it says of a connection that it goes on with (RFC 5746, 3.2): nothing, if it is a new one.
+    renegotiates: Renegotiates,
     pub io: Io,
+}
+
+/// What a hello says of the connection that it goes on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Renegotiates {
+    Nothing,
+    Something,
+    Unreadable,
+}
+
+impl Renegotiates {
+    fn of(hello: &Hello<'_>) -> Self {
+        match hello.extension(RENEGOTIATION_INFO) {
+            None | Some([0]) => Self::Nothing,
+            Some([length, content @ ..]) if usize::from(*length) == content.len() => Self::Something,
+            Some(_) => Self::Unreadable,
+        }
+    }
+}
+
+/// What decides whether a hello is refused that the library takes.
+#[derive(Clone, Copy, Debug)]
+struct Claims {
+    /// What both sides speak.
+    is_12: bool,
+    is_13: bool,
+    speaks_13: bool,
+    falls_back: bool,
+    renegotiates: Renegotiates,
+}
+
+impl Claims {
+    /// Both claims count only for a version before 1.3.
+    fn refusal(self) -> Option<(Failure, AlertDescription)> {
+        if self.is_13 || !self.is_12 {
+            return None;
+        }
+        if self.falls_back && self.speaks_13 {
+            return Some((Failure::fallback(), AlertDescription::InappropriateFallback));
+        }
+        match self.renegotiates {
+            Renegotiates::Nothing => None,
+            Renegotiates::Something => Some((Failure::renegotiation(), AlertDescription::HandshakeFailure)),
+            Renegotiates::Unreadable => Some((Failure::renegotiation_encoding(), AlertDescription::DecodeError)),
+        }
+    }
+}
+
+impl Read {
+    /// Refuses a hello that says it is none of ours, which the library does not look at. The arguments say what is
+    /// spoken here.
+    ///
+    /// # Errors
+    /// Why. The client was told.
+    pub async fn judged(self, speaks_12: bool, speaks_13: bool) -> Result<Self, Failure> {
+        let Self { offers_12, offers_13, falls_back, renegotiates, .. } = self;
+        let (is_12, is_13) = (speaks_12 && offers_12, speaks_13 && offers_13);
+        match (Claims { is_12, is_13, speaks_13, falls_back, renegotiates }.refusal()) {
+            None => Ok(self),
+            Some((failure, alert)) => {
+                tell(self.io, &fatal(alert)).await;
+                Err(failure)
+            }
+        }
+    }
 }
 
 /// Reads the hello.
@@ -60,15 +135,27 @@ pub async fn read(mut io: Io) -> Result<Read, Failure> {
                 Ok(Some(accepted)) => {
                     io.put_back(Bytes::copy_from_slice(rest));
                     let message = message(&whole);
-                    let versions = extension(&message, SUPPORTED_VERSIONS).and_then(|list| list.get(1..));
+                    let Some(hello) = hello_in(&message) else {
+                        tell(io, &fatal(AlertDescription::DecodeError)).await;
+                        return Err(Failure::unreadable_hello());
+                    };
                     return Ok(Read {
                         accepted,
-                        asks_for_staple: extension(&message, STATUS_REQUEST).is_some(),
-                        offers_13: versions.is_some_and(|list| list.chunks(2).any(|version| *version == [3, 4])),
+                        asks_for_staple: hello.extension(STATUS_REQUEST).is_some(),
+                        offers_13: hello.offers_13(),
+                        offers_12: hello.offers_12(),
+                        falls_back: hello.offers_suite(FALLBACK_SCSV),
+                        renegotiates: Renegotiates::of(&hello),
                         io,
                     });
                 }
                 Err((error, mut alert)) => {
+                    let message = message(&whole);
+                    if let Some(Err(bad)) = hello_in(&message).map(|hello| hello.server_name()) {
+                        let (failure, alert) = Failure::bad_server_name(bad);
+                        tell(io, &fatal(alert)).await;
+                        return Err(failure);
+                    }
                     let is_old = start.is_old_version();
                     let mut bytes = Vec::new();
                     // Written to memory, which cannot fail.
@@ -84,10 +171,15 @@ pub async fn read(mut io: Io) -> Result<Read, Failure> {
     }
 }
 
-const STATUS_REQUEST: u16 = 5;
-const SUPPORTED_VERSIONS: u16 = 43;
+/// The hello at the begin of these handshake messages.
+fn hello_in(messages: &[u8]) -> Option<Hello<'_>> {
+    let mut messages = Reader(messages);
+    let kind = messages.number(1)?;
+    let body = messages.vector(3)?;
+    if kind == usize::from(CLIENT_HELLO) { Hello::parse(body.0) } else { None }
+}
 
-/// The hello in these records. The library read it: what is no hello is not here.
+/// What these handshake records carry.
 fn message(records: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(records.len());
     let mut rest = records;
@@ -97,24 +189,6 @@ fn message(records: &[u8]) -> Vec<u8> {
         rest = after.get(len..).unwrap_or_default();
     }
     message
-}
-
-/// The content of an extension, which the library does not tell; `None` if it is not there.
-fn extension(message: &[u8], wanted: u16) -> Option<&[u8]> {
-    // Header, version and random; session id, suites, compression; all extensions.
-    let rest = message.get(4 + 2 + 32..)?;
-    let rest = rest.get(1 + usize::from(*rest.first()?)..)?;
-    let rest = rest.get(2 + usize::from(u16::from_be_bytes(*rest.first_chunk()?))..)?;
-    let rest = rest.get(1 + usize::from(*rest.first()?)..)?;
-    let mut rest = rest.get(2..)?;
-    while let Some(([a, b, c, d], after)) = rest.split_first_chunk::<4>() {
-        let (content, next) = after.split_at_checked(usize::from(u16::from_be_bytes([*c, *d])))?;
-        if u16::from_be_bytes([*a, *b]) == wanted {
-            return Some(content);
-        }
-        rest = next;
-    }
-    None
 }
 
 /// Says why, and lets the client read it.
@@ -184,5 +258,33 @@ mod tests {
         let hello = |minor| start(&[22, 3, 1, 0, 50, 1, 0, 0, 46, 3, minor, 9, 9]);
         assert!(hello(2).is_old_version());
         assert!(!hello(3).is_old_version());
+    }
+
+    #[test]
+    fn fallbacks_and_renegotiations_are_refused_below_13() {
+        use Renegotiates::{Nothing, Something, Unreadable};
+        let claims = Claims { is_12: true, is_13: false, speaks_13: true, falls_back: false, renegotiates: Nothing };
+        let alert = |claims: Claims| claims.refusal().map(|(_, alert)| u8::from(alert));
+        assert_eq!(alert(claims), None);
+        let both = Claims { falls_back: true, renegotiates: Something, ..claims };
+        assert_eq!(alert(both), Some(86));
+        assert_eq!(alert(Claims { is_13: true, ..both }), None, "of the newest version");
+        assert_eq!(alert(Claims { is_12: false, ..both }), None, "the version is refused first");
+        assert_eq!(alert(Claims { speaks_13: false, ..both }), Some(40), "ours is no newer");
+        assert_eq!(alert(Claims { renegotiates: Unreadable, ..claims }), Some(50));
+    }
+
+    #[test]
+    fn what_a_hello_goes_on_with() {
+        use crate::transport::tls::hello::made::{body, extension};
+        let of = |content: &[u8]| {
+            let body = body(&[], &[0xc0, 0x2b], &extension(RENEGOTIATION_INFO, content));
+            Renegotiates::of(&Hello::parse(&body).expect("a hello"))
+        };
+        assert_eq!(of(&[0]), Renegotiates::Nothing);
+        assert_eq!(of(&[2, 7, 7]), Renegotiates::Something);
+        for bad in [&[][..], &[2, 7], &[0, 7]] {
+            assert_eq!(of(bad), Renegotiates::Unreadable);
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! Why a handshake failed: which stat counts it, and Envoy's words for it.
 
-use super::verify::{Demand, Refusal};
+use super::{
+    hello::Bad,
+    verify::{Demand, Refusal},
+};
 use rustls::{AlertDescription, Error, InvalidMessage, PeerIncompatible, PeerMisbehaved};
 use std::io;
 
@@ -90,6 +93,35 @@ impl Failure {
         Self { cause: Cause::Protocol, details: library(0xf0, "UNSUPPORTED_PROTOCOL") }
     }
 
+    /// It is no hello, whatever the library may say.
+    pub fn unreadable_hello() -> Self {
+        Self { cause: Cause::Protocol, details: library(0x83, "CLIENTHELLO_PARSE_FAILED") }
+    }
+
+    /// No name of a server can be read in the hello; and the alert that says so.
+    pub fn bad_server_name(bad: Bad) -> (Self, AlertDescription) {
+        let alert = match bad {
+            Bad::Encoding => AlertDescription::DecodeError,
+            Bad::Name => AlertDescription::UnrecognisedName,
+        };
+        (Self { cause: Cause::Protocol, details: library(0x95, "ERROR_PARSING_EXTENSION") }, alert)
+    }
+
+    /// The client says that it tried a newer version, which is spoken here, and was refused.
+    pub fn fallback() -> Self {
+        Self { cause: Cause::Protocol, details: library(0x9d, "INAPPROPRIATE_FALLBACK") }
+    }
+
+    /// The client goes on with a connection that is none of ours.
+    pub fn renegotiation() -> Self {
+        Self { cause: Cause::Protocol, details: library(0xca, "RENEGOTIATION_MISMATCH") }
+    }
+
+    /// The client's renegotiation info cannot be read.
+    pub fn renegotiation_encoding() -> Self {
+        Self { cause: Cause::Protocol, details: library(0xc9, "RENEGOTIATION_ENCODING_ERR") }
+    }
+
     /// The peer went away.
     pub fn closed() -> Self {
         Self { cause: Cause::Closed, details: String::new() }
@@ -157,9 +189,16 @@ fn words(error: &Error) -> String {
     library(reason, name)
 }
 
-/// Reasons of received alerts are their numbers and 1000.
+/// Reasons of received alerts are their numbers and this.
+pub const ALERT_REASONS: u32 = 1000;
+
 fn alert_words(alert: AlertDescription) -> String {
-    let name = match alert {
+    library(ALERT_REASONS + u32::from(u8::from(alert)), alert_name(alert))
+}
+
+/// The name of an alert in Envoy's TLS library.
+pub fn alert_name(alert: AlertDescription) -> &'static str {
+    match alert {
         AlertDescription::CloseNotify => "SSLV3_ALERT_CLOSE_NOTIFY",
         AlertDescription::UnexpectedMessage => "SSLV3_ALERT_UNEXPECTED_MESSAGE",
         AlertDescription::BadRecordMac => "SSLV3_ALERT_BAD_RECORD_MAC",
@@ -182,6 +221,5 @@ fn alert_words(alert: AlertDescription) -> String {
         AlertDescription::CertificateRequired => "TLSV1_ALERT_CERTIFICATE_REQUIRED",
         AlertDescription::NoApplicationProtocol => "TLSV1_ALERT_NO_APPLICATION_PROTOCOL",
         _ => "UNKNOWN_ALERT_TYPE",
-    };
-    library(1000 + u32::from(u8::from(alert)), name)
+    }
 }

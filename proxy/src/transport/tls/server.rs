@@ -49,6 +49,7 @@ pub struct ServerRevision {
     /// By [`Order`].
     configs: [Configs; 3],
     order_12: Order12,
+    speaks_12: bool,
     speaks_13: bool,
     requires_certificate: bool,
     pub identities: Vec<Arc<Identity>>,
@@ -136,7 +137,8 @@ impl ServerContext {
         info: &ConnectionInfo,
         stats: &Arc<SslStats>,
     ) -> Result<(Io, TlsConnection), Failure> {
-        let client_hello::Read { accepted, asks_for_staple, offers_13, io } = client_hello::read(io).await?;
+        let read = client_hello::read(io).await?.judged(revision.speaks_12, revision.speaks_13).await?;
+        let client_hello::Read { accepted, asks_for_staple, offers_13, io, .. } = read;
         let is_13 = revision.speaks_13 && offers_13;
         let mut start = StartHandshake::from_parts(accepted, io);
         let hello = start.client_hello();
@@ -203,6 +205,7 @@ impl ServerRevision {
         }
         let requires_certificate = requires || verifier.as_ref().is_some_and(|v| v.requires_certificate());
         let client_verifier = verifier.clone().filter(|v| requires_certificate || v.asks_for_certificate());
+        let speaks_12 = parameters.min == TlsVersion::V1_2;
         let speaks_13 = parameters.max == TlsVersion::V1_3;
         let selection = Arc::new(Selection::new(identities.clone(), config, speaks_13));
         let lifetime = config.session_timeout.unwrap_or(tickets::DEFAULT_TIMEOUT);
@@ -256,7 +259,17 @@ impl ServerRevision {
             (false, true) => Order12::OursOrEqual,
             (false, false) => Order12::Ours,
         };
-        Some(Self { configs, order_12, speaks_13, requires_certificate, identities, verifier, watched, trust })
+        Some(Self {
+            configs,
+            order_12,
+            speaks_12,
+            speaks_13,
+            requires_certificate,
+            identities,
+            verifier,
+            watched,
+            trust,
+        })
     }
 
     /// What a client is served by.
