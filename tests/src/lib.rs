@@ -6,6 +6,7 @@
 
 pub mod certificate_matrix;
 mod control;
+pub mod hello;
 pub mod http;
 pub mod openssl;
 mod proxy;

@@ -1,7 +1,11 @@
 //! Listeners of Weft and of Envoy: which chain a connection gets, what listener filters make of first bytes, limits.
 
 use std::time::Duration;
-use weft_tests::{Client, Upstream, differential, free_port, http, yaml};
+use weft_tests::{
+    Client, Upstream, differential, free_port,
+    hello::{Hello, extension, protocols, records, server_names, vector},
+    http, yaml,
+};
 
 /// A chain that says its name to whoever is matched.
 fn chain(name: &str, matching: &str) -> String {
@@ -125,6 +129,131 @@ fn http_is_told_from_its_first_line() {
             "\0",
         ]
         .map(|line| answer(port, line))
+    });
+}
+
+/// Hellos, and the records that they may come in, that one reader may take for another thing than the next.
+fn odd_hellos() -> Vec<(&'static str, Vec<u8>)> {
+    let with = |extensions: &[u8]| Hello::with(extensions).records();
+    let name = server_names(&[b"a.test"]);
+    let named = Hello::with(&name);
+    let message = Hello::with(&[name.clone(), protocols(&[b"h2"])].concat()).message();
+    let whole = records(22, &message, 1 << 14);
+    let alert = |level: u8, alert: u8| records(21, &[level, alert], 2);
+    let empty = records(22, &[], 1);
+    let version = |major, minor| Hello { version: [major, minor], ..named.clone() }.records();
+    let encrypted = |content: &[u8]| with(&[&name[..], &extension(0xfe0d, content)].concat());
+    let old = |minor: u8, kind: u8| {
+        let suites = [kind, 0, 0x2f].repeat(3);
+        let hello = [&[1, 3, minor, 0, 9, 0, 0, 0, 16][..], &suites, &[7; 16]].concat();
+        [&[0x80, hello.len() as u8][..], &hello].concat()
+    };
+    vec![
+        ("a name", with(&name)),
+        ("in capitals", with(&server_names(&[b"X.B.Test"]))),
+        ("two names", with(&server_names(&[b"a.test", b"x.b.test"]))),
+        ("two extensions of names", with(&[name.clone(), server_names(&[b"x.b.test"])].concat())),
+        ("no name", with(&server_names(&[]))),
+        ("an empty name", with(&server_names(&[b""]))),
+        ("a name of another kind", with(&extension(0, &vector(2, &[&[1][..], &vector(2, b"a.test")].concat())))),
+        ("more after the names", with(&extension(0, &[&vector(2, &name[6..]), &b"x"[..]].concat()))),
+        ("no text", with(&server_names(&[b"\xff.b.test"]))),
+        ("no text at the end", with(&server_names(&[b"a.test\xff"]))),
+        ("a zero", with(&server_names(&[b"a.test\0.b.test"]))),
+        ("a dot first", with(&server_names(&[b".b.test"]))),
+        ("a dot first, exact", with(&server_names(&[b".a.test"]))),
+        ("a star", with(&server_names(&[b"*.b.test"]))),
+        ("255 bytes", with(&server_names(&[&[b'a'; 255]]))),
+        ("256 bytes", with(&server_names(&[&[b'a'; 256]]))),
+        ("a long session", Hello { session: vec![1; 33], ..named.clone() }.records()),
+        ("no suites", Hello { suites: vec![], ..named.clone() }.records()),
+        ("odd suites", Hello { suites: vec![0xc0, 0x2b, 0xc0], ..named.clone() }.records()),
+        ("no compression", Hello { compressions: vec![], ..named.clone() }.records()),
+        ("more after the extensions", Hello { rest: vec![0], ..named.clone() }.records()),
+        ("an unknown extension twice", with(&[&name[..], &extension(9999, &[]).repeat(2)].concat())),
+        ("SSL 3", version(3, 0)),
+        ("TLS 1.0", version(3, 1)),
+        ("TLS 1.3 where no hello says it", version(3, 4)),
+        ("TLS 1.4", version(3, 5)),
+        ("a version of another protocol", version(4, 0)),
+        ("an encrypted hello", encrypted(&[0, 0, 1, 0, 1, 7, 0, 0, 0, 0])),
+        ("an empty encrypted hello", encrypted(&[])),
+        ("a short encrypted hello", encrypted(&[0, 0])),
+        ("protocols", with(&[&name[..], &protocols(&[b"h2"])].concat())),
+        ("an empty protocol", with(&[&name[..], &protocols(&[b"", b"h2"])].concat())),
+        ("no protocols", with(&[&name[..], &protocols(&[])].concat())),
+        ("protocols of no length", with(&[&name[..], &extension(16, &[])].concat())),
+        ("more after the protocols", with(&[&name[..], &extension(16, &[0, 3, 2, b'h', b'2', 0])].concat())),
+        ("in pieces", records(22, &message, 7)),
+        ("an empty record first", [&empty[..], &whole].concat()),
+        ("32 empty records", [&empty.repeat(32)[..], &whole].concat()),
+        ("33 empty records", [&empty.repeat(33)[..], &whole].concat()),
+        ("two hellos", whole.repeat(2)),
+        ("two hellos in one record", records(22, &message.repeat(2), 1 << 14)),
+        ("more in the record", records(22, &[&message[..], &[1]].concat(), 1 << 14)),
+        ("another message", records(22, &[2, 0, 0, 1, 0], 9)),
+        ("an endless message", records(22, &[1, 0xff, 0xff, 0xff, 0], 9)),
+        ("a record too long", [&[22, 3, 1, 0x41, 0x41][..], &message].concat()),
+        ("a warning first", [&alert(1, 90)[..], &whole].concat()),
+        ("five warnings", [&alert(1, 90).repeat(5)[..], &whole].concat()),
+        ("a fatal alert", [&alert(2, 40)[..], &whole].concat()),
+        ("a goodbye", [&alert(1, 0)[..], &whole].concat()),
+        ("another record between", [&records(22, &message[..20], 20)[..], &records(20, &[1], 1), &whole].concat()),
+        ("as long as may be", with(&[&extension(30_000, &[b'z'; 16_000])[..], &name].concat())),
+        ("too long", with(&[&extension(30_000, &[b'z'; 17_000])[..], &name].concat())),
+        ("much too long", with(&extension(30_000, &[b'z'; 65_000]))),
+        ("SSL 2", old(3, 0)),
+        ("SSL 2, of SSL 3", old(0, 0)),
+        ("SSL 2, of its own suites", old(3, 1)),
+    ]
+}
+
+#[test]
+fn odd_hellos_choose_the_same_chains() {
+    let refuse = "close_connection_on_client_hello_parsing_errors: true,";
+    for options in ["", "max_client_hello_size: 256,", refuse] {
+        let port = free_port();
+        let filters = [filter("tls_inspector", "TlsInspector", options)];
+        let chains = [
+            chain("a", "server_names: [a.test]"),
+            chain("b", "server_names: [\"*.b.test\"]"),
+            chain("test", "server_names: [\"*.test\"]"),
+            chain("a h2", "server_names: [a.test], application_protocols: [h2]"),
+            chain("tls", "transport_protocol: tls"),
+            chain("raw", "transport_protocol: raw_buffer"),
+        ];
+        let config = || yaml::bootstrap(&[listener(port, "", &filters, &chains)], &[]);
+        differential(config, |proxy| {
+            let names = [
+                "tls_found",
+                "tls_not_found",
+                "sni_found",
+                "sni_not_found",
+                "alpn_found",
+                "alpn_not_found",
+                "client_hello_too_large",
+            ];
+            let seen = |(what, hello)| {
+                (what, answer(port, hello), names.map(|name| proxy.stat(&format!("tls_inspector.{name}"))))
+            };
+            odd_hellos().into_iter().map(seen).collect::<Vec<_>>()
+        });
+    }
+}
+
+/// A hello that comes byte by byte is looked at once, whatever its length.
+#[test]
+fn a_slow_hello_is_found() {
+    let port = free_port();
+    let filters = [filter("tls_inspector", "TlsInspector", "")];
+    let chains = [chain("a", "server_names: [a.test]"), chain("other", "")];
+    let config = || yaml::bootstrap(&[listener(port, "", &filters, &chains)], &[]);
+    differential(config, |_| {
+        let mut client = Client::connect(("127.0.0.1", port)).expect("it listens");
+        for byte in Hello::with(&server_names(&[b"a.test"])).records() {
+            client.send([byte]);
+        }
+        String::from_utf8_lossy(&client.rest()).into_owned()
     });
 }
 

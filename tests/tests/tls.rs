@@ -458,6 +458,57 @@ fn what_is_no_hello_is_answered_alike() {
     );
 }
 
+/// Hellos that say what the TLS library does not look at, or that name no server.
+#[test]
+fn odd_hellos_are_answered_alike() {
+    use weft_tests::hello::{Hello, extension, server_names};
+    let files = Files::new("hellos");
+    let (identity, ..) = files.identity("srv", &named(&Authority::root("root"), "srv", &["a.test"]));
+    let ports: [u16; 2] = std::array::from_fn(|_| free_port());
+    let certificates = format!("tls_certificates: [{identity}]");
+    let old = format!("{certificates}, tls_params: {{tls_maximum_protocol_version: TLSv1_2}}");
+    let with = |content: &[u8]| Hello::with(&extension(0xff01, content));
+    let fallback = Hello { suites: vec![0xc0, 0x2b, 0x56, 0], ..Hello::with(&[]) };
+    let hellos = [
+        Hello::with(&server_names(&[b"a.test"])),
+        fallback.clone(),
+        Hello { extensions: with(b"\x05hello").extensions, ..fallback.clone() },
+        Hello { version: [3, 2], ..fallback },
+        with(&[0]),
+        with(b"\x05hello"),
+        with(b"\x05he"),
+        with(&[]),
+        Hello::with(&server_names(&[b"a.test\0"])),
+        Hello::with(&server_names(&[b""])),
+        Hello::with(&server_names(&[&[b'a'; 256]])),
+        Hello::with(&server_names(&[b"a.test", b"b.test"])),
+        Hello::with(&server_names(&[])),
+    ];
+    let config = || {
+        let listeners = [(0, "new", &certificates), (1, "old", &old)];
+        yaml::bootstrap(&listeners.map(|(at, name, common)| listener(name, ports[at], &downstream(common, ""))), &[])
+    };
+    differential(config, |proxy| {
+        let answer = |port: u16, hello: &Hello| {
+            let mut client = Client::connect(("127.0.0.1", port)).unwrap();
+            client.send(hello.records());
+            // A record's kind says whether it is the handshake; an alert is there whole.
+            let mut answer = client.exactly(7).unwrap_or_default();
+            answer.drain(answer.len().min(1)..answer.len().min(5));
+            answer.truncate(if answer.first() == Some(&21) { 3 } else { 1 });
+            answer
+        };
+        ["new", "old"].map(|name| {
+            let port = ports[usize::from(name == "old")];
+            let answers: Vec<_> = hellos.iter().map(|hello| answer(port, hello)).collect();
+            // Each alert is counted, if perhaps after the client has it.
+            let alerts = answers.iter().filter(|answer| answer.first() == Some(&21)).count();
+            proxy.wait_for_stat(&format!("listener.{name}.ssl.connection_error"), alerts as u64);
+            answers
+        })
+    });
+}
+
 /// Weft and Envoy speak mTLS with each other, each as client and as server, and know whom they speak with.
 #[test]
 fn weft_and_envoy_know_each_other() {
