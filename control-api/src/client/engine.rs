@@ -553,6 +553,9 @@ impl Engine {
                 self.due(kind, Some(Answer { nonce, version: old_version, error }));
             }
             Read::Update { update, heartbeats, for_proxy: false } => {
+                if kind == ResourceType::Secret && heartbeats.is_empty() {
+                    self.events.push_back(Event::Unmatched);
+                }
                 let outstanding = Outstanding { update, heartbeats, generation };
                 self.finish(kind, outstanding, Rejection::Resources(Vec::new()), now);
             }

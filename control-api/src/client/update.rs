@@ -76,6 +76,8 @@ pub enum Event {
         /// What is wrong.
         message: String,
     },
+    /// A response holds no secret that was asked for; it counts as taken.
+    Unmatched,
     /// A response that nobody asked for; it got no answer. For the log.
     Ignored {
         /// The response's type.

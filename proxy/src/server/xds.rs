@@ -313,7 +313,16 @@ fn subscriptions(control: &Rc<Control>, source: &Source) -> BTreeSet<(ResourceTy
 
 fn count_failure(control: &Rc<Control>, source: &Source) {
     for (kind, name) in subscriptions(control, source) {
-        control.xds.stats(control, kind, &name).update_failure.inc();
+        let stats = control.xds.stats(control, kind, &name);
+        stats.update_failure.inc();
+        count_attempt(source, &stats);
+    }
+}
+
+/// A stream's failures and timeouts are attempts, as Envoy counts.
+fn count_attempt(source: &Source, stats: &SubscriptionStats) {
+    if matches!(source.key, Key::Ads | Key::Stream(..) | Key::Workload) {
+        stats.update_attempt.inc();
     }
 }
 
@@ -387,6 +396,10 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
         Event::Ignored { type_url } => {
             tracing::warn!(target: "config", "ignoring a response of type {type_url}, which nobody asked for")
         }
+        Event::Unmatched => {
+            let names = control.xds.secret_names(source);
+            tracing::warn!(target: "config", "a response holds no secret that was asked for (expecting {names:?})");
+        }
         Event::Expired { resource_type, names } => {
             names.iter().for_each(|name| remove(control, resource_type, name));
             control.settle();
@@ -394,6 +407,7 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
         Event::FetchTimeout { resource_type, name } => {
             let stats = control.xds.stats(control, resource_type, name.as_deref().unwrap_or_default());
             stats.init_fetch_timeout.inc();
+            count_attempt(source, &stats);
             let named = name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
             tracing::warn!(target: "config", "gRPC config: initial fetch timed out for {}{named}", resource_type.url());
             match name {

@@ -1,7 +1,7 @@
 //! State of the world, request by request.
 
 use super::*;
-use ResourceType::{Cluster, Endpoint, Listener, RouteConfiguration};
+use ResourceType::{Cluster, Endpoint, Listener, RouteConfiguration, Secret};
 
 pub(super) fn response(kind: ResourceType, version: u32, resources: Vec<Any>) -> discovery::DiscoveryResponse {
     discovery::DiscoveryResponse {
@@ -154,6 +154,18 @@ fn malformed_responses_are_refused_by_the_engine() {
     client.respond(Endpoint, 9, &["e"]);
     assert_eq!(client.events(), [Event::Ignored { type_url: Endpoint.url().into() }]);
     assert_eq!(client.sent(), Vec::<String>::new());
+}
+
+#[test]
+fn a_secret_that_was_not_asked_for_is_told_and_taken() {
+    let mut client = client();
+    client.want(Secret, &["s"]);
+    client.open();
+    client.sent();
+    client.respond(Secret, 1, &["other"]);
+    assert_eq!(client.events(), [Event::Unmatched]);
+    let sent = plain(client.sent());
+    assert!(sent.len() == 1 && !sent[0].contains("NACK"), "{sent:?}");
 }
 
 #[test]
