@@ -570,3 +570,25 @@ fn weft_and_envoy_know_each_other() {
         far.wait_for_stat("listener.in.ssl.fail_verify_no_cert", 1);
     }
 }
+
+#[test]
+fn a_key_that_may_not_sign_is_refused_as_by_envoy() {
+    let files = Files::new("usage");
+    let ca = Authority::root("root");
+    for (usages, is_good) in [
+        (vec![rcgen::KeyUsagePurpose::DigitalSignature], true),
+        (Vec::new(), true),
+        (vec![rcgen::KeyUsagePurpose::KeyAgreement], false),
+    ] {
+        let (identity, ..) = files.identity("srv", &ca.leaf(|params| params.key_usages.clone_from(&usages)));
+        let socket = downstream(&format!("tls_certificates: [{identity}]"), "");
+        let config = yaml::bootstrap(&[listener("l", free_port(), &socket)], &[]);
+        for binary in [Some(tools::binary("weft")), tools::envoy()].into_iter().flatten() {
+            let output = std::process::Command::new(&binary)
+                .args(["--mode", "validate", "--config-yaml", &config])
+                .output()
+                .unwrap();
+            assert_eq!(output.status.success(), is_good, "{binary:?}, {usages:?}: {output:?}");
+        }
+    }
+}

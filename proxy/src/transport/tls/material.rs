@@ -133,6 +133,11 @@ fn usable(chain: &[CertificateDer<'_>]) -> Result<Usable, String> {
         PublicKey::EC(_) => true,
         _ => false,
     };
+    // As in Envoy, of such keys alone: they could also be for key agreement, which nobody does.
+    let usage = leaf.key_usage().map_err(|e| format!("has a key usage that cannot be read: {e}"))?;
+    if is_ecdsa && usage.is_some_and(|usage| !usage.value.digital_signature()) {
+        return Err("has an EC key that may not sign: its key usage is without digitalSignature".to_owned());
+    }
     let name = leaf.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).map(Into::into);
     let must_staple = leaf.extensions().iter().any(|extension| {
         // A list of extension numbers, of which 5 asks for a staple.
