@@ -58,7 +58,9 @@ impl Proxy {
         };
         let mut command = Command::new(binary);
         command.arg("-c").arg(&config).args(["--config-yaml", ADMIN, "--admin-address-path"]).arg(&address);
-        command.args(["--concurrency", "1", "--disable-hot-restart", "-l", "info"]).args(arguments);
+        command.args(["--concurrency", "1", "--disable-hot-restart", "-l", "info"]);
+        // Access logs are written at once.
+        command.args(["--file-flush-interval-msec", "20"]).args(arguments);
         let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("the proxy starts");
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut proxy = Self { child, directory, admin: unknown };
@@ -106,6 +108,15 @@ impl Proxy {
     /// What it wrote to its log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// The lines of the access log that begin with `LOG `; waits for as many as `count`.
+    pub fn log_lines(&self, count: usize) -> Vec<String> {
+        until("the log", || {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().filter(|line| line.starts_with("LOG ")).map(str::to_owned).collect();
+            (lines.len() >= count).then_some(lines)
+        })
     }
 
     /// A file of the proxy's own directory.

@@ -1,14 +1,13 @@
 //! TCP through Weft and through Envoy: the same bytes, ends, log lines and stats.
 
 use std::{
-    fmt::Debug,
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     sync::Arc,
     thread,
     time::Duration,
 };
-use weft_tests::{Client, Kind, Proxy, free_port, tools, until, yaml};
+use weft_tests::{Client, Kind, Proxy, differential, free_port, until, yaml};
 
 /// A listener whose only network filter is the TCP proxy to cluster `t`; `fields` go into the filter.
 fn tcp_listener(port: u16, fields: &str, listener_fields: &str) -> String {
@@ -23,26 +22,6 @@ const LOG: &str = "{name: stderr, typed_config: {\"@type\": type.googleapis.com/
                    v3.StderrAccessLog, log_format: {text_format_source: {inline_string: \"LOG %RESPONSE_FLAGS% \
                    %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_CLUSTER% %UPSTREAM_REQUEST_ATTEMPT_COUNT% \
                    %UPSTREAM_TRANSPORT_FAILURE_REASON% %ACCESS_LOG_TYPE%\\n\"}}}}";
-
-/// [`weft_tests::differential`] with logs that are written at once.
-fn differential<T: PartialEq + Debug>(config: impl Fn() -> String, observe: impl Fn(&Proxy) -> T) {
-    let Some(envoy) = tools::envoy() else { return };
-    let observed = [Kind::Weft, Kind::Envoy(envoy)].map(|kind| {
-        let proxy = Proxy::begin(&kind, &config(), &["--file-flush-interval-msec", "20"]);
-        until("the proxy to be ready", || (proxy.page("/ready").trim() == "LIVE").then_some(()));
-        observe(&proxy)
-    });
-    assert_eq!(observed[0], observed[1], "left: Weft, right: Envoy");
-}
-
-/// The lines that the proxy's access log has so far; waits for as many as `count`.
-fn log_lines(proxy: &Proxy, count: usize) -> Vec<String> {
-    until("the log", || {
-        let log = proxy.log();
-        let lines: Vec<_> = log.lines().filter(|line| line.starts_with("LOG ")).map(str::to_owned).collect();
-        (lines.len() >= count).then_some(lines)
-    })
-}
 
 /// A server of which each connection is one call on a thread of its own.
 fn server(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> u16 {
@@ -99,7 +78,7 @@ fn either_side_may_end_its_half_first() {
             proxy.wait_for_stat("cluster.t.upstream_cx_active", 0);
             let by =
                 ["local", "remote"].map(|by| proxy.stat(&format!("cluster.t.upstream_cx_destroy_{by}_with_active_rq")));
-            (early, late, log_lines(proxy, 1), by, proxy.stat("tcp.t.downstream_cx_rx_bytes_total"))
+            (early, late, proxy.log_lines(1), by, proxy.stat("tcp.t.downstream_cx_rx_bytes_total"))
         });
     }
 }
@@ -116,7 +95,7 @@ fn a_reset_goes_through() {
     differential(config, |proxy| {
         let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
         client.write_all(b"hello").expect("it reads");
-        (rest(&mut client), log_lines(proxy, 1))
+        (rest(&mut client), proxy.log_lines(1))
     });
 }
 
@@ -128,7 +107,7 @@ fn a_refused_connection_is_tried_as_often_as_configured() {
     differential(config, |proxy| {
         let closed = Client::connect(("127.0.0.1", port)).expect("it listens").is_closed();
         let stats = ["upstream_cx_connect_fail", "upstream_cx_connect_attempts_exceeded", "upstream_cx_total"];
-        (closed, log_lines(proxy, 1), stats.map(|name| proxy.stat(&format!("cluster.t.{name}"))))
+        (closed, proxy.log_lines(1), stats.map(|name| proxy.stat(&format!("cluster.t.{name}"))))
     });
 }
 
@@ -142,7 +121,7 @@ fn idle_and_long_connections_end() {
             let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
             client.write_all(b"x").expect("it reads");
             let stats = ["idle_timeout", "max_downstream_connection_duration"];
-            (rest(&mut client), log_lines(proxy, 1), stats.map(|name| proxy.stat(&format!("tcp.t.{name}"))))
+            (rest(&mut client), proxy.log_lines(1), stats.map(|name| proxy.stat(&format!("tcp.t.{name}"))))
         });
     }
 }
@@ -269,15 +248,14 @@ fn much_goes_both_ways_at_once_and_nothing_is_lost_or_doubled() {
     for limit in ["", "per_connection_buffer_limit_bytes: 20000,"] {
         let port = free_port();
         let config = yaml::bootstrap(&[tcp_listener(port, "", limit)], &[yaml::cluster("t", upstream)]);
-        let proxy = Proxy::begin(&Kind::Weft, &config, &["--file-flush-interval-msec", "20"]);
-        until("the proxy to be ready", || (proxy.page("/ready").trim() == "LIVE").then_some(()));
+        let proxy = Proxy::start(&Kind::Weft, &config);
         let client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
         thread::scope(|scope| {
             scope.spawn(|| send_pattern(&client, &up, UP));
             assert_eq!(read_pattern(&client, &down), Some(DOWN));
         });
         assert_eq!(told.recv().ok(), Some(Some(UP)));
-        assert_eq!(log_lines(&proxy, 1), [format!("LOG - {UP} {DOWN} t 1 - TcpConnectionEnd")]);
+        assert_eq!(proxy.log_lines(1), [format!("LOG - {UP} {DOWN} t 1 - TcpConnectionEnd")]);
         for (stat, bytes) in [
             ("tcp.t.downstream_cx_rx_bytes_total", UP),
             ("tcp.t.downstream_cx_tx_bytes_total", DOWN),

@@ -1,8 +1,8 @@
 //! Dynamic metadata that filters make of headers, cookies and configuration, beside Envoy: what is written, who sees it, what is
 //! counted, and which configurations are refused.
 
-use std::{fmt::Debug, process::Command};
-use weft_tests::{Client, Kind, Proxy, Response, Upstream, free_port, tools, until, yaml};
+use std::process::Command;
+use weft_tests::{Client, Proxy, Response, Upstream, differential, free_port, tools, yaml};
 
 const H2M: &str = "type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config";
 const SET: &str = "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config";
@@ -37,25 +37,6 @@ fn ask(port: u16, path: &str, headers: &str) -> Option<Response> {
 /// Status and body.
 fn answer(port: u16, path: &str, headers: &str) -> Option<(u16, String)> {
     ask(port, path, headers).map(|response| (response.status, String::from_utf8_lossy(&response.body).into_owned()))
-}
-
-/// Envoy holds logs back for a while; each is asked to write at once.
-fn side_by_side<T: PartialEq + Debug>(config: impl Fn() -> String, observe: impl Fn(&Proxy) -> T) {
-    let Some(envoy) = tools::envoy() else { return };
-    let observed = [Kind::Weft, Kind::Envoy(envoy)].map(|kind| {
-        let proxy = Proxy::begin(&kind, &config(), &["--file-flush-interval-msec", "20"]);
-        until("the proxy to be ready", || (proxy.page("/ready").trim() == "LIVE").then_some(()));
-        observe(&proxy)
-    });
-    assert_eq!(observed[0], observed[1], "left: Weft, right: Envoy");
-}
-
-fn log_lines(proxy: &Proxy, count: usize) -> Vec<String> {
-    until("the log", || {
-        let log = proxy.log();
-        let lines: Vec<_> = log.lines().filter(|line| line.starts_with("LOG ")).map(str::to_owned).collect();
-        (lines.len() >= count).then_some(lines)
-    })
 }
 
 /// The counters of these filters that are not zero: Weft has those of routes once they are used.
@@ -184,12 +165,12 @@ fn headers_become_values_alike() {
         ["GgFz", "EQAAAAAAAPQ/", "IAE=", "CAA=", "KhUKEwoBYhIOMgwKAyABCggaAXgKAggA", "anVuaw==", "+AEB", "GgH/"];
     requests.extend(values.map(|text| format!("x-p: {text}")));
     requests.extend([8191, 8192, 9000].map(|length| format!("x-s: {}", "x".repeat(length))));
-    side_by_side(config, |proxy| {
+    differential(config, |proxy| {
         for request in &requests {
             let headers = if request.is_empty() { String::new() } else { format!("{request}\r\n") };
             assert!(ask(port, "/p?q", &headers).is_some(), "{request}");
         }
-        let lines = log_lines(proxy, requests.len());
+        let lines = proxy.log_lines(requests.len());
         (requests.iter().cloned().zip(lines).collect::<Vec<_>>(), stats(proxy))
     });
 }
@@ -216,7 +197,7 @@ fn responses_become_values_whoever_gives_them() {
             (0..3).map(|i| listener(&format!("l{i}"), ports[i], &chains[i], &format, &routes)).collect();
         yaml::bootstrap(&listeners, &[yaml::cluster("u", upstream.port())])
     };
-    side_by_side(config, |proxy| {
+    differential(config, |proxy| {
         let mut seen = Vec::new();
         for port in ports {
             for (path, headers) in
@@ -227,7 +208,7 @@ fn responses_become_values_whoever_gives_them() {
             }
         }
         upstream.take();
-        (seen, log_lines(proxy, 12), stats(proxy))
+        (seen, proxy.log_lines(12), stats(proxy))
     });
 }
 
@@ -257,7 +238,7 @@ fn requests_without_what_was_removed() {
         listeners.push(listener("status", status, &[h2m], &format, &routes));
         yaml::bootstrap(&listeners, &[yaml::cluster("u", upstream.port())])
     };
-    side_by_side(config, |proxy| {
+    differential(config, |proxy| {
         let mut seen = Vec::new();
         for port in ports.into_iter().chain([status]) {
             for path in ["/direct", "/up"] {
@@ -272,7 +253,7 @@ fn requests_without_what_was_removed() {
                 seen.push((answer, lines.collect::<Vec<_>>()));
             }
         }
-        (seen, log_lines(proxy, 2 * headers.len() + 2))
+        (seen, proxy.log_lines(2 * headers.len() + 2))
     });
 }
 
@@ -314,7 +295,7 @@ fn routes_have_rules_of_their_own() {
         yaml::bootstrap(&listeners, &[])
     };
     let paths = ["/", "/own", "/response", "/off", "/denied", "/merged", "/other", "/empty"];
-    side_by_side(config, |proxy| {
+    differential(config, |proxy| {
         for port in ports {
             for path in paths {
                 for headers in ["", "x-a: 1\r\nx-b: 2\r\n"] {
@@ -322,7 +303,7 @@ fn routes_have_rules_of_their_own() {
                 }
             }
         }
-        (log_lines(proxy, 4 * paths.len()), stats(proxy))
+        (proxy.log_lines(4 * paths.len()), stats(proxy))
     });
 }
 
@@ -372,11 +353,11 @@ fn metadata_is_set_and_merged_alike() {
         };
         yaml::bootstrap(&configs.iter().enumerate().map(listener).collect::<Vec<_>>(), &[])
     };
-    side_by_side(config, |proxy| {
+    differential(config, |proxy| {
         for port in ports {
             assert_eq!(ask(port, "/", "").map(|response| response.status), Some(200));
         }
-        (log_lines(proxy, ports.len()), stats(proxy))
+        (proxy.log_lines(ports.len()), stats(proxy))
     });
 }
 
@@ -435,7 +416,7 @@ fn others_see_it() {
         "x-n: 7\r\n",
         "x-role: adept\r\nx-n: 10\r\n",
     ];
-    side_by_side(config, |proxy| {
+    differential(config, |proxy| {
         let seen = requests.map(|headers| {
             let status = ask(port, "/", headers).map(|response| response.status);
             let told = upstream
@@ -444,7 +425,7 @@ fn others_see_it() {
                 .map(|seen| (seen.header("x-seen").map(str::to_owned), seen.header("x-role").map(str::to_owned)));
             (status, told.collect::<Vec<_>>())
         });
-        (seen, log_lines(proxy, 2))
+        (seen, proxy.log_lines(2))
     });
 }
 

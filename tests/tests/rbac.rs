@@ -2,7 +2,6 @@
 //! and logs are told.
 
 use std::{
-    fmt::Debug,
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
@@ -12,37 +11,18 @@ use std::{
 use weft_tests::{
     Client, Kind, Proxy, Upstream,
     certificate_matrix::{Authority, Issued, uris},
-    free_port,
+    differential, free_port,
     openssl::{self, s_client},
-    tools, until, yaml,
+    tools, yaml,
 };
 
 const ANY: &str = "{any: true}";
-
-/// Weft and Envoy one after the other, with logs that are written at once.
-fn differential<T: PartialEq + Debug>(config: impl Fn() -> String, observe: impl Fn(&Proxy) -> T) {
-    let Some(envoy) = tools::envoy() else { return };
-    let observed = [Kind::Weft, Kind::Envoy(envoy)].map(|kind| {
-        let proxy = Proxy::begin(&kind, &config(), &["--file-flush-interval-msec", "20"]);
-        until("the proxy to be ready", || (proxy.page("/ready").trim() == "LIVE").then_some(()));
-        observe(&proxy)
-    });
-    assert_eq!(observed[0], observed[1], "left: Weft, right: Envoy");
-}
 
 fn log(format: &str) -> String {
     format!(
         "{{name: stderr, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StderrAccessLog, \
          log_format: {{text_format_source: {{inline_string: \"LOG {format}\\n\"}}}}}}}}"
     )
-}
-
-fn log_lines(proxy: &Proxy, count: usize) -> Vec<String> {
-    until("the log", || {
-        let log = proxy.log();
-        let lines: Vec<_> = log.lines().filter(|line| line.starts_with("LOG ")).map(str::to_owned).collect();
-        (lines.len() >= count).then_some(lines)
-    })
 }
 
 fn rules(action: &str, permission: &str, principal: &str) -> String {
@@ -300,7 +280,7 @@ fn trees_end_alike() {
     ];
     differential(config, |proxy| {
         let ask = |port: u16| headers.map(|headers| status(port, &get("/", headers)));
-        (ports.map(ask), log_lines(proxy, ports.len() * headers.len()))
+        (ports.map(ask), proxy.log_lines(ports.len() * headers.len()))
     });
 }
 
@@ -337,7 +317,7 @@ fn routes_have_rules_of_their_own_and_logs_tell() {
     differential(config, |proxy| {
         let requests = ["/off", "/own", "/bare", "/", "/dry"]
             .map(|path| ["", "x-a: a\r\n"].map(|headers| status(port, &get(path, headers))));
-        (requests, log_lines(proxy, 10), stats(proxy))
+        (requests, proxy.log_lines(10), stats(proxy))
     });
 }
 
@@ -396,10 +376,10 @@ fn connections_are_closed_alike() {
         for (i, port) in ports.into_iter().enumerate() {
             for last in 1..4 {
                 seen.push(talk(port, [127, 0, 0, last], b"hi"));
-                log_lines(proxy, i * 3 + usize::from(last));
+                proxy.log_lines(i * 3 + usize::from(last));
             }
         }
-        (seen, log_lines(proxy, 15), stats(proxy).into_iter().filter(|line| !line.contains(": 0")).count() > 0)
+        (seen, proxy.log_lines(15), stats(proxy).into_iter().filter(|line| !line.contains(": 0")).count() > 0)
     });
 }
 
@@ -559,6 +539,6 @@ fn identities_are_decided_by_handed_on_and_logged_alike() {
                 seen.push((status, told.collect::<Vec<_>>()));
             }
         }
-        (seen, log_lines(proxy, ports.len() * clients.len() + 2))
+        (seen, proxy.log_lines(ports.len() * clients.len() + 2))
     });
 }
