@@ -65,6 +65,23 @@ fn secured(listener: &str, socket: &str) -> String {
     listener.replacen("filter_chains: [{", &format!("filter_chains: [{{transport_socket: {socket}, "), 1)
 }
 
+/// The secret `srv`, as a file of resources that names a certificate's and a key's.
+fn in_files(certificate: &str, private: &str) -> String {
+    format!(
+        "resources: [{{\"@type\": {TYPE}.Secret, name: srv, tls_certificate: {{certificate_chain: {{filename: \
+         {certificate}}}, private_key: {{filename: {private}}}}}}}]"
+    )
+}
+
+/// A transport socket that presents the secret `srv` of a file of resources.
+fn by_file(sds: &str) -> String {
+    format!(
+        "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: \
+         {{tls_certificate_sds_secret_configs: [{{name: srv, sds_config: {{path_config_source: {{path: {sds}}}, \
+         resource_api_version: V3}}}}]}}}}}}"
+    )
+}
+
 fn all(action: &str) -> String {
     format!("{{name: v, domains: [\"*\"], routes: [{{match: {{prefix: /}}, {action}}}]}}")
 }
@@ -100,18 +117,8 @@ fn files_of_secrets_rotate_and_bad_ones_change_nothing_as_with_envoy() {
     let [theirs, ours] = [Kind::Envoy(envoy), Kind::Weft].map(|kind| {
         let files = Files::new(if kind == Kind::Weft { "weft" } else { "envoy" });
         let (certificate, private) = (files.put("tls.crt", &chain(&one)), files.put("tls.key", &key(&one)));
-        let sds = files.put(
-            "sds.yaml",
-            &format!(
-                "resources: [{{\"@type\": {TYPE}.Secret, name: srv, tls_certificate: {{certificate_chain: {{filename: \
-                 {certificate}}}, private_key: {{filename: {private}}}}}}}]"
-            ),
-        );
-        let socket = format!(
-            "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: \
-             {{tls_certificate_sds_secret_configs: [{{name: srv, sds_config: {{path_config_source: {{path: {sds}}}, \
-             resource_api_version: V3}}}}]}}}}}}"
-        );
+        let sds = files.put("sds.yaml", &in_files(&certificate, &private));
+        let socket = by_file(&sds);
         let listener = yaml::http_listener("l", port, "", &all("direct_response: {status: 200}"));
         let proxy = Proxy::start(&kind, &yaml::bootstrap(&[secured(&listener, &socket)], &[]));
         observe(&proxy, &files)
@@ -133,11 +140,7 @@ fn a_file_with_another_secret_than_the_one_asked_for_is_rejected_as_by_envoy() {
             key(&issued)
         ),
     );
-    let socket = format!(
-        "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: \
-         {{tls_certificate_sds_secret_configs: [{{name: srv, sds_config: {{path_config_source: {{path: {sds}}}, \
-         resource_api_version: V3}}}}]}}}}}}"
-    );
+    let socket = by_file(&sds);
     let listener = yaml::http_listener("l", port, "", &all("direct_response: {status: 200}"));
     let bootstrap = || yaml::bootstrap(&[secured(&listener, &socket)], &[]);
     differential(bootstrap, |proxy| {
@@ -422,18 +425,8 @@ fn rotated_files_that_are_no_good_are_named_and_ended_certificates_are_warned_of
         params.not_after = (SystemTime::now() - Duration::from_secs(5 * 86_400)).into();
     });
     let (certificate, private) = (files.put("tls.crt", &chain(&good)), files.put("tls.key", &key(&good)));
-    let sds = files.put(
-        "sds.yaml",
-        &format!(
-            "resources: [{{\"@type\": {TYPE}.Secret, name: srv, tls_certificate: {{certificate_chain: {{filename: \
-             {certificate}}}, private_key: {{filename: {private}}}}}}}]"
-        ),
-    );
-    let socket = format!(
-        "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: \
-         {{tls_certificate_sds_secret_configs: [{{name: srv, sds_config: {{path_config_source: {{path: {sds}}}, \
-         resource_api_version: V3}}}}]}}}}}}"
-    );
+    let sds = files.put("sds.yaml", &in_files(&certificate, &private));
+    let socket = by_file(&sds);
     let listener = yaml::http_listener("l", port, "", &all("direct_response: {status: 200}"));
     let proxy = Proxy::start(&Kind::Weft, &yaml::bootstrap(&[secured(&listener, &socket)], &[]));
     let says = |texts: &[&str]| {
