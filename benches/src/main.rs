@@ -18,6 +18,7 @@ mod process;
 mod report;
 mod rotation;
 mod samples;
+mod tcp;
 mod tls;
 mod wire;
 
@@ -67,6 +68,9 @@ struct Options {
     /// Nothing but mTLS
     #[arg(long)]
     only_mtls: bool,
+    /// Nothing but TCP
+    #[arg(long, conflicts_with_all = ["only_mtls", "no_mtls"])]
+    only_tcp: bool,
     #[arg(long)]
     rounds: Option<usize>,
     /// The Weft binary to measure
@@ -151,6 +155,7 @@ fn run(options: &Options) -> Result<bool, String> {
         .and_then(|()| {
             backend::start(peer::MTLS_BACKEND.port(), move || Secure::server(&server, http1::Server::default()))
         })
+        .and_then(|()| tcp::start_source(peer::SOURCE.port()))
         .map_err(|e| format!("backend: {e}"))?;
 
     if let Some(seconds) = options.by_hand {
@@ -172,20 +177,25 @@ fn run(options: &Options) -> Result<bool, String> {
     };
     let rounds = bench.lengths.rounds;
     let of = |parts: bool| 0..if parts { rounds } else { 0 };
-    for round in of(!options.only_mtls) {
+    let (http, mtls) = (!options.only_mtls && !options.only_tcp, !options.no_mtls && !options.only_tcp);
+    for round in of(http) {
         println!("round {} of {rounds}", round + 1);
         bench.throughput(round)?;
     }
     let rate = bench.fixed_rate();
-    for round in of(!options.only_mtls && !options.no_latency) {
+    for round in of(http && !options.no_latency) {
         println!("round {} of {rounds} at {rate:.0} requests a second", round + 1);
         bench.latency(round, rate)?;
     }
-    for round in of(!options.no_mtls) {
+    for round in of(!options.only_mtls) {
+        println!("round {} of {rounds} over TCP", round + 1);
+        bench.tcp(round)?;
+    }
+    for round in of(mtls) {
         println!("round {} of {rounds} with mTLS", round + 1);
         bench.mtls(round)?;
     }
-    if !options.no_mtls {
+    if mtls {
         bench.rotations()?;
     }
 

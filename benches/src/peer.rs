@@ -15,9 +15,12 @@ pub const MTLS_ONCE: SocketAddr = local(28083);
 pub const MTLS_DEFAULT_GROUPS: SocketAddr = local(28084);
 pub const ROTATION: SocketAddr = local(28085);
 pub const ROTATION_CONTROL: SocketAddr = local(28086);
+pub const TCP_SMALL: SocketAddr = local(28087);
+pub const TCP_BULK: SocketAddr = local(28088);
 pub const HTTP1_BACKEND: SocketAddr = local(28090);
 pub const HTTP2_BACKEND: SocketAddr = local(28091);
 pub const MTLS_BACKEND: SocketAddr = local(28092);
+pub const SOURCE: SocketAddr = local(28093);
 
 const fn local(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
@@ -33,6 +36,8 @@ pub struct Peer {
     pub mtls: Option<Vec<String>>,
     /// What starts it with certificates from a control plane.
     pub rotation: Option<Vec<String>>,
+    /// What starts it for TCP, if that is measured of it.
+    pub tcp: Option<Vec<String>>,
 }
 
 /// All that are installed, Weft first; and the names of those that are not. `baseline` is another Weft, `mtls` the
@@ -72,7 +77,11 @@ pub fn find(weft: &Path, baseline: Option<&Path>, configs: &Path, mtls: &Path) -
         let is_one_of_us = matches!(name, "weft" | "baseline" | "envoy");
         let mtls = is_one_of_us.then(|| command(mtls));
         let rotation = is_one_of_us.then(|| command(&configs.join("rotation.yaml")));
-        peers.push(Peer { name, version, command: command(&configs.join(config)), http2, mtls, rotation });
+        let tcp = match name {
+            "haproxy" => Some(command(&configs.join("tcp.cfg"))),
+            _ => is_one_of_us.then(|| command(&configs.join("tcp.yaml"))),
+        };
+        peers.push(Peer { name, version, command: command(&configs.join(config)), http2, mtls, rotation, tcp });
     }
     (peers, missing)
 }

@@ -46,6 +46,9 @@ impl Report<'_> {
         if measured(Measure::CpuHttp1) {
             text += &self.plain();
         }
+        if measured(Measure::CpuBulk) {
+            text += &self.tcp();
+        }
         if measured(Measure::CpuMtls) {
             text += &self.mtls();
         }
@@ -76,6 +79,27 @@ impl Report<'_> {
                 cell(Measure::CpuNewDefault),
                 number(Measure::RateMtls),
                 number(Measure::RateNew),
+            );
+        }
+        text
+    }
+
+    fn tcp(&self) -> String {
+        let mut text = "\n| TCP | CPU ms/GiB | CPU us/small exchange | CPU us/connection with one exchange | GiB/s |\n\
+                        |---|---|---|---|---|\n"
+            .to_owned();
+        let peers = self.peers.iter().filter(|peer| peer.tcp.is_some()).map(|peer| peer.name);
+        for name in peers.chain([DIRECT]) {
+            let cell = |measure| self.cell(name, measure, 1.0, 1);
+            let rate = self.samples.middle(name, Measure::RateBulk);
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {} |",
+                if name == DIRECT { "no proxy" } else { name },
+                cell(Measure::CpuBulk),
+                cell(Measure::CpuSmall),
+                cell(Measure::CpuChurn),
+                rate.map_or("-".to_owned(), |middle| format!("{:.2}", middle.median)),
             );
         }
         text

@@ -36,10 +36,18 @@ pub enum Measure {
     CpuNewDefault,
     /// Milliseconds from a push to the end of the first handshake with the new certificate.
     Rotation,
+    /// Milliseconds a GiB that goes one way over TCP.
+    CpuBulk,
+    /// GiB a second of that.
+    RateBulk,
+    /// Microseconds an exchange of small messages over TCP.
+    CpuSmall,
+    /// Microseconds a TCP connection with one exchange.
+    CpuChurn,
 }
 
 impl Measure {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::CpuHttp1,
         Self::CpuHttp2,
         Self::RateHttp1,
@@ -57,6 +65,10 @@ impl Measure {
         Self::CpuNewBoth,
         Self::CpuNewDefault,
         Self::Rotation,
+        Self::CpuBulk,
+        Self::RateBulk,
+        Self::CpuSmall,
+        Self::CpuChurn,
     ];
 
     /// Its name in the results file.
@@ -79,6 +91,10 @@ impl Measure {
             Self::CpuNewBoth => "mtls_new_both_cpu_us",
             Self::CpuNewDefault => "mtls_new_default_cpu_us",
             Self::Rotation => "rotation_ms",
+            Self::CpuBulk => "tcp_bulk_cpu_ms_per_gib",
+            Self::RateBulk => "tcp_bulk_gib_per_s",
+            Self::CpuSmall => "tcp_small_cpu_us",
+            Self::CpuChurn => "tcp_churn_cpu_us",
         }
     }
 }
