@@ -267,6 +267,31 @@ fn much_goes_both_ways_at_once_and_nothing_is_lost_or_doubled() {
     }
 }
 
+/// Urgent data is left out, as by Envoy; all that goes in order comes, and so does the end.
+#[test]
+fn urgent_data_holds_nothing_up() {
+    let bytes = Arc::new(pattern(1));
+    let (tell, told) = std::sync::mpsc::channel();
+    let theirs = bytes.clone();
+    let upstream = server(move |stream| {
+        let _ = tell.send(read_pattern(&stream, &theirs));
+    });
+    let port = free_port();
+    let config = yaml::bootstrap(&[tcp_listener(port, "", "")], &[yaml::cluster("t", upstream)]);
+    let _proxy = Proxy::start(&Kind::Weft, &config);
+    for more in [4000, 3 * bytes.len()] {
+        let mut client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        for _ in 0..6 {
+            client.write_all(&bytes).expect("it is taken");
+        }
+        socket2::SockRef::from(&client).send_out_of_band(b"!").expect("it is sent");
+        let rest: Vec<u8> = bytes.iter().copied().cycle().take(more).collect();
+        client.write_all(&rest).expect("it is taken");
+        drop(client);
+        assert_eq!(told.recv().ok(), Some(Some(6 * bytes.len() + more)));
+    }
+}
+
 /// Either side goes away in the midst of much that flows both ways; what the proxy held of it goes too.
 #[test]
 fn aborted_transfers_leave_nothing_behind() {

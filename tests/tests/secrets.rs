@@ -326,14 +326,18 @@ fn hosts_that_are_trusted_no_longer_are_cut() {
          {{validation_context_sds_secret_config: {{name: ROOTCA, sds_config: {{path_config_source: {{path: {sds}}}, \
          resource_api_version: V3}}}}}}}}}}, "
     );
-    let inbound = yaml::http_listener("secure", secure, "", &all("direct_response: {status: 200}"));
+    // It begins an answer and says no more.
+    let slow = Upstream::start(|_| Reply::Raw(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nbegin".to_vec()));
+    let hosts = "{name: v, domains: [\"*\"], routes: [{match: {path: /slow}, route: {cluster: slow, timeout: 0s}}, {match: \
+                 {prefix: /}, direct_response: {status: 200}}]}";
+    let inbound = yaml::http_listener("secure", secure, "", hosts);
     let bootstrap = yaml::bootstrap(
         &[
             secured(&inbound, &presents),
             yaml::http_listener("plain", plain, "", &all("route: {cluster: mesh}")),
             yaml::tcp_listener("tcp", tcp, "mesh"),
         ],
-        &[yaml::cluster("mesh", secure).replacen('{', &trusts, 1)],
+        &[yaml::cluster("mesh", secure).replacen('{', &trusts, 1), yaml::cluster("slow", slow.port())],
     );
     let runtime = "layered_runtime: {layers: [{name: l, static_layer: {weft.tls.drain_on_trust_change: true}}]}\n";
     let proxy = Proxy::start(&Kind::Weft, &format!("{bootstrap}{runtime}"));
@@ -342,8 +346,14 @@ fn hosts_that_are_trusted_no_longer_are_cut() {
     for client in [&mut over_http, &mut over_tcp] {
         assert_eq!(client.get("/", &[]).map(|response| response.status), Some(200));
     }
+    let mut waiting = Client::connect(("127.0.0.1", plain)).expect("it listens");
+    waiting.send("GET /slow HTTP/1.1\r\nhost: test\r\n\r\n");
+    assert!(waiting.head().is_some_and(|head| head.starts_with("HTTP/1.1 200")));
     trusted(&other);
+    // A connection that is in the midst of an answer, and one that is handed on as it is.
     proxy.wait_for_stat("cluster.mesh.ssl.distrusted", 2);
+    assert_eq!(waiting.rest(), b"begin", "the answer is cut");
+    proxy.wait_for_stat("cluster.mesh.upstream_rq_active", 0);
     until("the connection through it to end", || over_tcp.is_closed().then_some(()));
     proxy.wait_for_stat("cluster.mesh.upstream_cx_active", 0);
     assert_eq!(over_http.get("/", &[]).map(|response| response.status), Some(503));

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use socket2::SockRef;
 use std::{
     io::{self, IoSlice},
+    net::Shutdown,
     os::fd::AsRawFd,
     pin::Pin,
     rc::Rc,
@@ -123,6 +124,20 @@ impl Io {
             Self::Prefixed(_, s) | Self::Metered(_, s) => s.reset_on_drop(),
             Self::Tls(s) => s.carrier().reset_on_drop(),
             Self::Unix(_) | Self::Boxed(_) => {}
+        }
+    }
+}
+
+impl Io {
+    /// Ends the connection in both directions at once: who waits for bytes finds its end.
+    pub fn break_off(&self) {
+        // Where the peer is gone already there is nothing to end.
+        match self {
+            Self::Tcp(s) => drop(SockRef::from(s).shutdown(Shutdown::Both)),
+            Self::Unix(s) => drop(SockRef::from(s).shutdown(Shutdown::Both)),
+            Self::Prefixed(_, s) | Self::Metered(_, s) => s.break_off(),
+            Self::Tls(s) => s.carrier().break_off(),
+            Self::Boxed(_) => {}
         }
     }
 }

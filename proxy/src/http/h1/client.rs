@@ -90,6 +90,14 @@ impl ClientConnection {
         self.0.state.borrow().closed
     }
 
+    /// Ends the connection, and the exchange that is going on with it.
+    pub fn abort(&self) {
+        self.0.state.borrow_mut().closed = true;
+        let mut exchange = self.0.exchange.borrow_mut();
+        exchange.fail_closed();
+        exchange.wire.break_off();
+    }
+
     /// Begins an exchange; an error if one is going on or the connection was found closed.
     pub fn start(&self, on_done: OnDone) -> Result<ClientStream, StreamError> {
         let mut state = self.0.state.borrow_mut();

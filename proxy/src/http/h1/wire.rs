@@ -107,6 +107,11 @@ impl Wire {
         let _ = Pin::new(&mut self.io).poll_shutdown(&mut Context::from_waker(Waker::noop()));
     }
 
+    /// Ends the connection in both directions at once.
+    pub fn break_off(&self) {
+        self.io.break_off();
+    }
+
     /// Gives back what an idle connection needs not hold.
     pub fn release(&mut self) {
         self.release_read();

@@ -19,6 +19,14 @@ const LEAST: usize = 128 << 10;
 /// Empty pipes that a thread keeps.
 const SPARE: usize = 16;
 
+/// Where bytes that came are.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Filled {
+    Pipe(usize),
+    /// 0: the end.
+    Buffer(usize),
+}
+
 /// A pipe with bytes on their way.
 pub struct Pipe {
     read: OwnedFd,
@@ -60,15 +68,21 @@ impl Pipe {
         self.held
     }
 
-    /// Takes up to `most` bytes that the socket has; 0 at its end. Only while the pipe is empty.
+    /// Takes up to `most` bytes that the socket has. Only while the pipe is empty. Where there seem to be none, a read into
+    /// `buffer` decides: splice(2) does not get past urgent data, and finds nothing there or even the end.
     ///
     /// # Errors
     /// `WouldBlock` if there are none; `InvalidInput` if the socket is of a kind that cannot be spliced; the socket's own.
-    pub fn fill(&mut self, from: &TcpStream, most: usize) -> io::Result<usize> {
+    pub fn fill(&mut self, from: &TcpStream, most: usize, buffer: &mut [u8]) -> io::Result<Filled> {
         let length = most.min(self.capacity);
-        let n = from.try_io(Interest::READABLE, || splice_now(from, &self.write, length))?;
-        self.held += n;
-        Ok(n)
+        from.try_io(Interest::READABLE, || match splice_now(from, &self.write, length) {
+            Ok(n @ 1..) => {
+                self.held += n;
+                Ok(Filled::Pipe(n))
+            }
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
+            Ok(0) | Err(_) => Ok(Filled::Buffer(rustix::io::retry_on_intr(|| rustix::io::read(from, &mut *buffer))?)),
+        })
     }
 
     /// Gives the socket what it takes.
@@ -94,6 +108,7 @@ fn splice_now(from: impl AsFd, to: impl AsFd, length: usize) -> io::Result<usize
 #[cfg(test)]
 mod tests {
     use super::*;
+    use socket2::SockRef;
     use std::io::{Read, Write};
 
     /// Two ends of a connection: one is written to and read from by hand.
@@ -114,8 +129,9 @@ mod tests {
             from.readable().await.unwrap();
             let mut pipe = Pipe::take().expect("there are pipes");
             let number = std::os::fd::AsRawFd::as_raw_fd(&pipe.read);
-            assert_eq!(pipe.fill(&from, 100).unwrap(), 5);
-            assert_eq!(pipe.fill(&from, 100).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            let mut buffer = [0; 10];
+            assert_eq!(pipe.fill(&from, 100, &mut buffer).unwrap(), Filled::Pipe(5));
+            assert_eq!(pipe.fill(&from, 100, &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
             to.writable().await.unwrap();
             assert_eq!(pipe.drain(&to).unwrap(), 5);
             assert_eq!(pipe.held(), 0);
@@ -128,12 +144,18 @@ mod tests {
             assert_eq!(std::os::fd::AsRawFd::as_raw_fd(&again.read), number);
             writer.write_all(b"left").unwrap();
             from.readable().await.unwrap();
-            assert_eq!(again.fill(&from, 100).unwrap(), 4);
+            assert_eq!(again.fill(&from, 100, &mut buffer).unwrap(), Filled::Pipe(4));
             again.give_back();
             assert!(PIPES.with_borrow(Vec::is_empty), "what still holds bytes is closed");
+            let mut third = Pipe::take().unwrap();
+            // Urgent data is left out, and what is behind it is not.
+            SockRef::from(&writer).send_out_of_band(b"!").unwrap();
+            writer.write_all(b"behind").unwrap();
             drop(writer);
             from.readable().await.unwrap();
-            assert_eq!(Pipe::take().unwrap().fill(&from, 100).unwrap(), 0, "the end");
+            assert_eq!(third.fill(&from, 100, &mut buffer).unwrap(), Filled::Buffer(6));
+            assert_eq!(&buffer[..6], b"behind");
+            assert_eq!(third.fill(&from, 100, &mut buffer).unwrap(), Filled::Buffer(0), "the end");
         });
     }
 }

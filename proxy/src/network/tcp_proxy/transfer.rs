@@ -4,7 +4,7 @@
 //! far side does not take is not read, so a slow reader costs no more than that. Bytes are copied at first; where many
 //! flow from socket to socket, the kernel moves them ([`Pipe`]). No knowledge of clusters or logs.
 
-use super::splice::Pipe;
+use super::splice::{Filled, Pipe};
 use crate::{observe::stats::Counter, transport::Io};
 use std::{
     cell::{Cell, RefCell},
@@ -103,6 +103,8 @@ pub struct Direction<'a> {
     end: usize,
     /// Bytes read at once.
     most: usize,
+    /// Bytes spliced at once.
+    splice_most: usize,
     /// Bytes that may wait at the far side; 0: any number.
     limit: usize,
     way: Way,
@@ -126,6 +128,7 @@ impl<'a> Direction<'a> {
             start: 0,
             end: 0,
             most: if read_limit == 0 { BUFFER } else { read_limit.clamp(LEAST, BUFFER) },
+            splice_most: if read_limit == 0 { SPLICE } else { read_limit.min(SPLICE) },
             limit: write_limit,
             // A limit below the buffer's size is kept by copying.
             way: if read_limit > 0 && read_limit < BUFFER { Way::CopyAlways } else { Way::Copy },
@@ -252,14 +255,20 @@ impl<'a> Direction<'a> {
             let Some(pipe) = self.pipe.take().or_else(Pipe::take) else {
                 return Poll::Ready(Err(io::ErrorKind::InvalidInput.into()));
             };
-            match self.pipe.insert(pipe).fill(socket, SPLICE) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(e)),
-                Ok(n) => {
-                    from.was_received(n);
-                    return Poll::Ready(Ok(n));
-                }
+            if self.buffer.is_empty() {
+                self.buffer = take_buffer();
             }
+            let n = match self.pipe.insert(pipe).fill(socket, self.splice_most, &mut self.buffer[..self.most]) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(e) => return Poll::Ready(Err(e)),
+                Ok(Filled::Pipe(n)) => n,
+                Ok(Filled::Buffer(n)) => {
+                    (self.start, self.end) = (0, n);
+                    n
+                }
+            };
+            from.was_received(n);
+            return Poll::Ready(Ok(n));
         }
     }
 

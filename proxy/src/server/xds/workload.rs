@@ -120,28 +120,23 @@ struct Denial {
 }
 
 impl Denial {
-    /// It says so, or says so again.
-    fn goes_on(&mut self, now: Instant) {
-        self.since.get_or_insert(now);
+    /// It says so, or says so again; true once it has done so for long enough to be believed.
+    fn goes_on(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let is_believed = since + DENIAL_GRACE <= now;
+        if is_believed {
+            self.ends();
+        }
+        is_believed
     }
 
-    /// It says otherwise.
+    /// It says otherwise, or is not there.
     fn ends(&mut self) {
         self.since = None;
     }
 
-    /// When it is to be believed.
-    fn due(&self) -> Option<Instant> {
-        self.since.map(|since| since + DENIAL_GRACE)
-    }
-
-    /// True once if that time has come.
-    fn is_believed(&mut self, now: Instant) -> bool {
-        let is_due = self.due().is_some_and(|due| due <= now);
-        if is_due {
-            self.ends();
-        }
-        is_due
+    fn is_on(&self) -> bool {
+        self.since.is_some()
     }
 }
 
@@ -157,10 +152,16 @@ pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, api: ApiConfig
         if let Some(stats) = &source.control_plane {
             stats.connected_state.set(0);
         }
-        if status == PERMISSION_DENIED && progress.said.is_some() {
-            progress.denial.goes_on(Instant::now());
+        match status {
+            PERMISSION_DENIED if progress.said.is_some() => {
+                if progress.denial.goes_on(Instant::now()) {
+                    withdraw(&control, &source, &mut progress, control.xds.secret_names(&source));
+                    progress.said = None;
+                }
+            }
+            _ => progress.denial.ends(),
         }
-        let most = if progress.denial.due().is_some() { DENIED_PAUSE } else { PAUSE.1 };
+        let most = if progress.denial.is_on() { DENIED_PAUSE } else { PAUSE.1 };
         pause = pause.min(most);
         // Asking again would get the same answer.
         let until = match status {
@@ -170,8 +171,7 @@ pub(super) async fn run(control: Rc<Control>, source: Rc<Source>, api: ApiConfig
         pause = (pause * 2).min(most);
         while until.is_none_or(|until| Instant::now() < until) {
             take(&control, &source, &mut progress);
-            let next =
-                source.engine.borrow().poll_timeout().into_iter().chain(until).chain(progress.denial.due()).min();
+            let next = source.engine.borrow().poll_timeout().into_iter().chain(until).min();
             wait(next, &source).await;
             source.engine.borrow_mut().on_timeout(Instant::now());
         }
@@ -202,7 +202,7 @@ async fn stream(
     loop {
         // Somebody may ask for what was said already.
         take(control, source, progress);
-        let timeout = source.engine.borrow().poll_timeout().into_iter().chain(progress.denial.due()).min();
+        let timeout = source.engine.borrow().poll_timeout();
         let mut woken = pin!(wait(timeout, source));
         let read = poll_fn(|cx| match stream.poll(cx) {
             Poll::Ready(read) => Poll::Ready(Some(read)),
@@ -272,10 +272,6 @@ fn hear(control: &Rc<Control>, source: &Rc<Source>, progress: &mut Progress, res
 
 /// Gives the store what was said of secrets that are asked for, if it does not have it yet.
 fn take(control: &Rc<Control>, source: &Rc<Source>, progress: &mut Progress) {
-    if progress.denial.is_believed(Instant::now()) {
-        withdraw(control, source, progress, control.xds.secret_names(source));
-        progress.said = None;
-    }
     settle(control, source);
     let Some(said) = progress.said.take() else { return };
     let names = control.xds.secret_names(source);
@@ -373,15 +369,11 @@ mod tests {
     fn a_denial_is_believed_once_it_has_lasted() {
         let (mut denial, start) = (Denial::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(!denial.is_believed(at(100)) && denial.due().is_none());
-        denial.goes_on(at(0));
-        denial.goes_on(at(6));
-        assert_eq!(denial.due(), Some(at(10)));
-        assert!(!denial.is_believed(at(9)));
+        assert!(!denial.goes_on(at(0)) && !denial.goes_on(at(9)) && denial.is_on());
+        assert!(denial.goes_on(at(10)) && !denial.is_on());
+        assert!(!denial.goes_on(at(11)), "it is done once, and begins anew");
+        // An agent that is not there, or has something to say, has not gone on.
         denial.ends();
-        denial.goes_on(at(9));
-        assert!(!denial.is_believed(at(18)) && denial.is_believed(at(19)));
-        // It is done once.
-        assert!(!denial.is_believed(at(20)) && denial.due().is_none());
+        assert!(!denial.goes_on(at(30)) && denial.goes_on(at(40)));
     }
 }

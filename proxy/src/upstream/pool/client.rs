@@ -109,6 +109,13 @@ impl Client {
         let by = client.live(&mut driver, distrusted).await;
         client.connection.closed(by, client.active.get() > 0);
         client.draining.set(true);
+        if let (Codec::Http1 { connection, .. }, ClosedBy::Us, 1..) = (&client.codec, by, client.active.get()) {
+            connection.abort();
+        }
+        // Who has a stream yet will find it at its end, when nobody is here to be told.
+        for _ in 0..client.active.replace(0) {
+            client.pool.end_request();
+        }
         client.pool.forget(&client);
         if let (Codec::Http2(connection), Some(mut driver)) = (&client.codec, driver)
             && client.closed.get() == Some(ClosedBy::Us)
@@ -251,7 +258,9 @@ impl Client {
     }
 
     fn stream_done(self: &Rc<Self>) {
-        self.active.set(self.active.get().saturating_sub(1));
+        // None: the connection is over, and its streams were counted out with it.
+        let Some(left) = self.active.get().checked_sub(1) else { return };
+        self.active.set(left);
         self.pool.end_request();
         if self.active.get() == 0 {
             self.idle_since.set(Instant::now());
