@@ -453,3 +453,55 @@ fn rotated_files_that_are_no_good_are_named_and_ended_certificates_are_warned_of
     files.put("tls.crt", &chain(&old));
     says(&["secret \"srv\"", "has expired 5 days ago"]);
 }
+
+/// Connections outlive the configuration by which they were made; so does the watch over them.
+#[test]
+fn a_changed_cluster_does_not_forget_whom_it_trusted() {
+    let (ca, other) = (Authority::root("ca"), Authority::root("other"));
+    let files = Files::new("changed");
+    let trusted = |authority: &Authority| {
+        let resource = format!(
+            "resources: [{{\"@type\": {TYPE}.Secret, name: ROOTCA, validation_context: {{trusted_ca: {{inline_string: \
+             {:?}}}}}}}]",
+            authority.pem
+        );
+        files.put("sds.yaml", &resource)
+    };
+    let sds = trusted(&ca);
+    let (tcp, secure) = (free_port(), free_port());
+    let server = named(&ca, "server");
+    let presents = format!(
+        "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: {{tls_certificates: \
+         [{{certificate_chain: {{inline_string: {:?}}}, private_key: {{inline_string: {:?}}}}}]}}}}}}",
+        chain(&server),
+        key(&server)
+    );
+    let cluster = |fields: &str| {
+        let trusts = format!(
+            "{{\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster, {fields} transport_socket: {{name: tls, \
+             typed_config: {{\"@type\": {TYPE}.UpstreamTlsContext, common_tls_context: \
+             {{validation_context_sds_secret_config: {{name: ROOTCA, sds_config: {{path_config_source: {{path: {sds}}}, \
+             resource_api_version: V3}}}}}}}}}}, "
+        );
+        let cluster = yaml::cluster("mesh", secure).replacen('{', &trusts, 1);
+        files.put("cds.yaml", &format!("resources: [{cluster}]"))
+    };
+    let cds = cluster("");
+    let inbound = yaml::http_listener("secure", secure, "", &all("direct_response: {status: 200}"));
+    let bootstrap = yaml::bootstrap(&[secured(&inbound, &presents), yaml::tcp_listener("tcp", tcp, "mesh")], &[]);
+    let proxy = Proxy::start(
+        &Kind::Weft,
+        &format!(
+            "{bootstrap}dynamic_resources: {{cds_config: {{path_config_source: {{path: {cds}}}, resource_api_version: V3}}}}\n\
+             layered_runtime: {{layers: [{{name: l, static_layer: {{weft.tls.drain_on_trust_change: true}}}}]}}\n"
+        ),
+    );
+    let mut client = Client::connect(("127.0.0.1", tcp)).expect("it listens");
+    assert_eq!(client.get("/", &[]).map(|response| response.status), Some(200));
+    cluster("per_connection_buffer_limit_bytes: 50000,");
+    proxy.wait_for_stat("cluster_manager.cluster_modified", 1);
+    assert_eq!(client.get("/", &[]).map(|response| response.status), Some(200), "connections of before go on");
+    trusted(&other);
+    proxy.wait_for_stat("cluster.mesh.ssl.distrusted", 1);
+    assert!(client.is_closed());
+}

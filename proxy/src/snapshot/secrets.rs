@@ -14,7 +14,7 @@ use crate::transport::tls::{ClientContext, Secrets, ServerContext, secrets::Watc
 use bytes::Bytes;
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::SystemTime,
 };
 use weft_config::{
@@ -36,6 +36,8 @@ pub struct SecretStore {
     pub has_workload_api: bool,
     /// Watched files that were read again, by path.
     files: BTreeMap<String, Bytes>,
+    /// Contexts that are or were in force.
+    followed: Vec<Followed>,
 }
 
 /// A secret that some context refers to, and what came of it.
@@ -191,6 +193,40 @@ impl Secrets for Changed<'_> {
     }
 }
 
+/// A context that was in force; it lives as long as connections that were made by it are watched.
+#[derive(Debug)]
+enum Followed {
+    Server(Weak<ServerContext>),
+    Client(Weak<ClientContext>),
+}
+
+impl Followed {
+    fn live(&self) -> Option<Live> {
+        let prefix = Arc::from("");
+        match self {
+            Self::Server(context) => context.upgrade().map(|context| Live::Server(context, prefix)),
+            Self::Client(context) => context.upgrade().map(|context| Live::Client(context, prefix)),
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        match self {
+            Self::Server(context) => context.strong_count() == 0,
+            Self::Client(context) => context.strong_count() == 0,
+        }
+    }
+}
+
+impl SecretStore {
+    /// Remembers these contexts, and forgets those that nobody has any more.
+    fn follow(&mut self, contexts: &[Live]) {
+        self.followed.retain(|followed| !followed.is_gone());
+        let known: HashSet<_> = self.followed.iter().filter_map(Followed::live).map(|live| live.address()).collect();
+        let new = contexts.iter().filter(|context| !known.contains(&context.address()));
+        self.followed.extend(new.map(Live::followed));
+    }
+}
+
 /// A context in use, and below which prefix it is counted.
 enum Live {
     Server(Arc<ServerContext>, Arc<str>),
@@ -198,6 +234,29 @@ enum Live {
 }
 
 impl Live {
+    /// Tells it from any other.
+    fn address(&self) -> *const () {
+        match self {
+            Self::Server(context, _) => Arc::as_ptr(context).cast(),
+            Self::Client(context, _) => Arc::as_ptr(context).cast(),
+        }
+    }
+
+    fn followed(&self) -> Followed {
+        match self {
+            Self::Server(context, _) => Followed::Server(Arc::downgrade(context)),
+            Self::Client(context, _) => Followed::Client(Arc::downgrade(context)),
+        }
+    }
+
+    /// There are no handshakes from now on, and nobody stays who is watched.
+    fn withdraw(&self) {
+        match self {
+            Self::Server(context, _) => context.revisions.withdraw(),
+            Self::Client(context, _) => context.revisions.withdraw(),
+        }
+    }
+
     fn uses(&self, secret: &SecretRef) -> bool {
         match self {
             Self::Server(context, _) => context.config.secrets().any(|used| is_same(used, secret)),
@@ -261,12 +320,20 @@ impl Store {
         all
     }
 
+    /// Contexts that are in force no longer, and by which there still are connections.
+    fn superseded(&self) -> Vec<Live> {
+        let now: HashSet<_> = self.contexts().iter().map(Live::address).collect();
+        let followed = self.secrets.followed.iter().filter_map(Followed::live);
+        followed.filter(|context| !now.contains(&context.address())).collect()
+    }
+
     /// Keeps a seat for each secret that contexts refer to, and gives all of them with their sources. What nothing refers
     /// to any more is forgotten.
     pub fn follow_secrets(&mut self) -> Vec<SecretRef> {
         let mut wanted: Vec<SecretRef> = Vec::new();
         let mut by_name: BTreeMap<&str, Vec<&SecretRef>> = BTreeMap::new();
         let contexts = self.contexts();
+        self.secrets.follow(&contexts);
         for context in &contexts {
             let references: Vec<&SecretRef> = match context {
                 Live::Server(context, _) => context.config.secrets().collect(),
@@ -355,7 +422,11 @@ impl Store {
     }
 
     /// Builds the contexts that are `affected` with other secrets. All of them can be, or none is.
-    fn rebuild(&self, affected: impl Fn(&Live) -> bool, secrets: &dyn Secrets) -> Result<Vec<Built>, Vec<Problem>> {
+    fn rebuild(
+        &self,
+        affected: impl Fn(&Live) -> bool + Copy,
+        secrets: &dyn Secrets,
+    ) -> Result<Vec<Built>, Vec<Problem>> {
         let mut built = Vec::new();
         for context in self.contexts().into_iter().filter(affected) {
             let mut cx = Context::new();
@@ -367,14 +438,20 @@ impl Store {
                 Live::Server(_, prefix) => Updated::Server(prefix),
                 Live::Client(_, prefix) => Updated::Client(prefix),
             };
-            built.push(Built { of, put });
+            built.push(Built { of: Some(of), put });
+        }
+        // What is not in force any more holds nothing up.
+        for context in self.superseded().into_iter().filter(affected) {
+            let mut cx = Context::new();
+            let put = context.prepare(secrets, &mut cx).filter(|_| !cx.has_problems());
+            built.push(Built { of: None, put });
         }
         Ok(built)
     }
 
     fn put_in_force(&mut self, built: Vec<Built>) {
         for Built { of, put } in built {
-            self.updated_contexts.push(of);
+            self.updated_contexts.extend(of);
             if let Some(put) = put {
                 put();
             }
@@ -390,12 +467,8 @@ impl Store {
         (seat.sent, seat.shown, seat.updated) = (None, Vec::new(), SystemTime::now());
         seat.directories.clear();
         if was.is_some() {
-            for context in self.contexts().into_iter().filter(|context| context.uses(of)) {
-                match context {
-                    Live::Server(context, _) => context.revisions.withdraw(),
-                    Live::Client(context, _) => context.revisions.withdraw(),
-                }
-            }
+            let all = self.contexts().into_iter().chain(self.superseded());
+            all.filter(|context| context.uses(of)).for_each(|context| context.withdraw());
         }
         was.is_some()
     }
@@ -479,6 +552,6 @@ impl Store {
 
 /// A context that was built, and how it is put in force if nothing is missing.
 struct Built {
-    of: Updated,
+    of: Option<Updated>,
     put: Option<Box<dyn FnOnce()>>,
 }
