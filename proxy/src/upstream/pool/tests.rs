@@ -350,3 +350,33 @@ fn http2_carries_many_streams_on_few_connections() {
         assert_eq!(rig.fake.made.get(), 2);
     });
 }
+
+#[test]
+fn streams_of_a_connection_that_is_gone_hold_no_place() {
+    for http2 in [false, true] {
+        worker(async {
+            let rig = Rig::new(|p| {
+                p.http2_protocol_options = http2.then(core::Http2ProtocolOptions::default);
+            });
+            let opening = rig.stream();
+            let (opened, far) = tokio::join!(opening, async {
+                settle().await;
+                rig.end()
+            });
+            let (mut stream, _) = opened.unwrap();
+            let mut head = RequestHead::new(Method::GET, "/");
+            head.authority = "h".into();
+            stream.send_head(&head, true).unwrap();
+            settle().await;
+            assert_eq!(rig.stats().upstream_rq_active.get(), 1);
+            drop(far);
+            settle().await;
+            let ended = poll_fn(|cx| stream.poll_response(cx)).await;
+            assert!(ended.is_err());
+            drop(stream);
+            settle().await;
+            assert_eq!(rig.stats().upstream_rq_active.get(), 0, "HTTP/2: {http2}");
+            assert_eq!(rig.cluster.info().breakers.of(Priority::Default).requests.current(), 0);
+        });
+    }
+}
