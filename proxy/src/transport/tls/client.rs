@@ -11,19 +11,16 @@ use super::{
     secrets::{self, Material, Secrets, WatchedFile},
     secured::Secured,
     stats::SslStats,
-    verify::{Peer, ServerVerifier, Verified, Verifier},
+    verify::{Peer, ServerVerifier, Verified, Verifier, WantedName},
 };
 use crate::{
     base::{Address, TlsConnection},
     transport::Io,
 };
 use rustls::{
-    ClientConfig, DigitallySignedStruct, Error, HandshakeKind, SignatureScheme,
-    client::{
-        ClientSessionMemoryCache, Resumption,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    pki_types::{CertificateDer, IpAddr, Ipv4Addr, ServerName, UnixTime},
+    ClientConfig, HandshakeKind,
+    client::{ClientSessionMemoryCache, Resumption},
+    pki_types::{IpAddr, Ipv4Addr, ServerName},
     sign::SingleCertAndKey,
 };
 use std::{rc::Rc, sync::Arc};
@@ -141,7 +138,7 @@ impl ClientContext {
             if name.as_ref() != Some(&wanted) {
                 Arc::make_mut(&mut tls)
                     .dangerous()
-                    .set_certificate_verifier(Arc::new(Renamed { inner: revision.verifier_of_names(), name: wanted }));
+                    .set_certificate_verifier(Arc::new(revision.verifier_for(WantedName::Other(wanted))));
             }
         }
         if name.is_none() {
@@ -195,8 +192,8 @@ impl ClientRevision {
         }
         let identity = identities.into_iter().next();
         let algorithms = provider.signature_verification_algorithms;
-        let build = |for_server_name: bool, cx: &mut Context| {
-            let verifier = Arc::new(ServerVerifier { verifier: verifier.clone(), for_server_name, algorithms });
+        let build = |name: WantedName, cx: &mut Context| {
+            let verifier = Arc::new(ServerVerifier { verifier: verifier.clone(), name, algorithms });
             let builder = ClientConfig::builder_with_provider(provider.clone())
                 .with_protocol_versions(parameters::versions(parameters))
                 .map_err(|e| cx.problem_at("tls_params", e.to_string()))
@@ -216,16 +213,15 @@ impl ClientRevision {
             };
             Some(Arc::new(tls))
         };
-        let tls = build(false, cx)?;
-        let for_name = build(true, cx)?;
+        let tls = build(WantedName::Any, cx)?;
+        let for_name = build(WantedName::Sent, cx)?;
         Some(Self { tls, for_name, identity, verifier, watched, trust })
     }
 
-    /// The verifier that looks at names too.
-    fn verifier_of_names(&self) -> ServerVerifier {
+    fn verifier_for(&self, name: WantedName) -> ServerVerifier {
         ServerVerifier {
             verifier: self.verifier.clone(),
-            for_server_name: true,
+            name,
             algorithms: self.tls.crypto_provider().signature_verification_algorithms,
         }
     }
@@ -240,47 +236,5 @@ impl Trust for ClientRevision {
 
     fn verifier(&self) -> Option<&Verifier> {
         self.verifier.as_deref()
-    }
-}
-
-/// Verifies the certificate for another name than the one that is sent.
-#[derive(Debug)]
-struct Renamed {
-    inner: ServerVerifier,
-    name: ServerName<'static>,
-}
-
-impl ServerCertVerifier for Renamed {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.inner.verify_server_cert(end_entity, intermediates, &self.name, ocsp_response, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
     }
 }

@@ -22,7 +22,7 @@ mod trust;
 use aws_lc_rs::digest::{SHA256, digest};
 use crl::Crls;
 use fault::{Fault, FaultKind};
-pub use handshake::{ClientVerifier, ServerVerifier};
+pub use handshake::{ClientVerifier, ServerVerifier, WantedName};
 use parsed::{Name, Parsed};
 use path::{Algorithms, Anchors, Budget, Demands};
 use rustls::{

@@ -49,9 +49,7 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        key_usage::check_in_tls12(cert)?;
-        capture::scheme(dss.scheme);
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
+        tls12_signature(message, cert, dss, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -60,9 +58,7 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        key_usage::check_in_tls13(cert)?;
-        capture::scheme(dss.scheme);
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
+        tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -70,13 +66,22 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
+/// The name that a server's certificate must be for.
+#[derive(Debug)]
+pub enum WantedName {
+    Any,
+    /// That which was sent.
+    Sent,
+    /// Another one.
+    Other(ServerName<'static>),
+}
+
 /// Verifies servers' certificates in a handshake.
 #[derive(Debug)]
 pub struct ServerVerifier {
     /// `None`: any certificate will do.
     pub verifier: Option<Arc<Verifier>>,
-    /// The certificate must be for the name that was sent.
-    pub for_server_name: bool,
+    pub name: WantedName,
     pub algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -89,17 +94,20 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if let Some(verifier) = &self.verifier {
-            let name = server_name.to_str();
-            let name = self.for_server_name.then_some(&*name);
-            let verdict = verifier.verify_but_key_usage(Peer::Server, end_entity, intermediates, name, now);
-            capture::verdict(&verdict);
-            verdict?;
-        } else if self.for_server_name {
-            let refusal = Refusal::unverifiable();
-            capture::verdict(&Err(refusal.clone()));
-            return Err(refusal.into());
-        }
+        let name = match &self.name {
+            WantedName::Any => None,
+            WantedName::Sent => Some(server_name.to_str()),
+            WantedName::Other(name) => Some(name.to_str()),
+        };
+        let verdict = match (&self.verifier, name) {
+            (None, None) => return Ok(ServerCertVerified::assertion()),
+            (None, Some(_)) => Err(Refusal::unverifiable()),
+            (Some(verifier), name) => {
+                verifier.verify_but_key_usage(Peer::Server, end_entity, intermediates, name.as_deref(), now)
+            }
+        };
+        capture::verdict(&verdict);
+        verdict?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -109,9 +117,7 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        key_usage::check_in_tls12(cert)?;
-        capture::scheme(dss.scheme);
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
+        tls12_signature(message, cert, dss, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -120,12 +126,34 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        key_usage::check_in_tls13(cert)?;
-        capture::scheme(dss.scheme);
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
+        tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
+}
+
+/// That the peer has the certificate's key, in TLS 1.2; the certificate may be used for that.
+fn tls12_signature(
+    message: &[u8],
+    cert: &CertificateDer<'_>,
+    dss: &DigitallySignedStruct,
+    algorithms: &WebPkiSupportedAlgorithms,
+) -> Result<HandshakeSignatureValid, Error> {
+    key_usage::check_in_tls12(cert)?;
+    capture::scheme(dss.scheme);
+    rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+}
+
+/// The same in TLS 1.3.
+fn tls13_signature(
+    message: &[u8],
+    cert: &CertificateDer<'_>,
+    dss: &DigitallySignedStruct,
+    algorithms: &WebPkiSupportedAlgorithms,
+) -> Result<HandshakeSignatureValid, Error> {
+    key_usage::check_in_tls13(cert)?;
+    capture::scheme(dss.scheme);
+    rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
 }
