@@ -9,6 +9,7 @@ mod control;
 pub mod hello;
 pub mod http;
 pub mod openssl;
+pub mod pem;
 mod proxy;
 pub mod tools;
 mod upstream;

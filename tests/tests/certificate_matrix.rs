@@ -23,7 +23,7 @@ use std::{
 use weft_tests::{
     Client, Kind, PATIENCE, Proxy,
     certificate_matrix::{Authority, Issued, Matrix, Role, Verdict},
-    free_port, tools, yaml,
+    free_port, pem, tools, yaml,
 };
 
 const VERSIONS: [(&str, &SupportedProtocolVersion); 2] = [("TLSv1_2", &TLS12), ("TLSv1_3", &TLS13)];
@@ -56,28 +56,9 @@ fn transport_socket(message: &str, common: &str, fields: &str) -> String {
     )
 }
 
-fn pem(kind: &str, der: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in der.chunks(3) {
-        let bits = (0..3).fold(0_usize, |bits, i| bits << 8 | usize::from(chunk.get(i).copied().unwrap_or(0)));
-        for i in 0..4 {
-            let digit = if i <= chunk.len() { DIGITS[bits >> (18 - 6 * i) & 63] } else { b'=' };
-            text.push(char::from(digit));
-        }
-        if text.len() % 65 == 64 {
-            text.push('\n');
-        }
-    }
-    format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n")
-}
-
 fn own_certificate(issued: &Issued) -> String {
-    let chain = quoted(&pem("CERTIFICATE", &issued.chain[0]));
-    format!(
-        "tls_certificates: [{{certificate_chain: {chain}, private_key: {}}}]",
-        quoted(&pem("PRIVATE KEY", &issued.key))
-    )
+    let chain = quoted(&pem::pem("CERTIFICATE", &issued.chain[0]));
+    format!("tls_certificates: [{{certificate_chain: {chain}, private_key: {}}}]", quoted(&issued.key_pem()))
 }
 
 /// What became of a handshake: an alert by its number, or why there is none.

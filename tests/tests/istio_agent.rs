@@ -1,7 +1,6 @@
 //! What Istio's sidecars and gateways are configured with: secrets by an agent's names over its socket, and the chains of the modes
 //! DISABLE, PERMISSIVE and STRICT with Istio's ALPNs, beside Envoy. `weft-control` stands for the agent.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use std::path::PathBuf;
 use weft_tests::{
     Control, Proxy, Reply, Upstream,
@@ -15,14 +14,6 @@ const TYPE: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v
 const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters";
 /// Not a host's name by the book, and yet what Istio's clients send.
 const SNI: &str = "outbound_.80_._.app.ns.svc.cluster.local";
-
-fn pem(label: &str, der: &[u8]) -> String {
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
-}
-
-fn chain(issued: &Issued) -> String {
-    issued.chain.iter().map(|der| pem("CERTIFICATE", der)).collect()
-}
 
 fn workload(ca: &Authority, common_name: &str) -> Issued {
     ca.leaf(|params| {
@@ -38,8 +29,8 @@ fn secrets(default: &Issued, file: &Issued, ca: &Authority) -> String {
         format!(
             "- {{\"@type\": {TYPE}.Secret, name: {name:?}, tls_certificate: {{certificate_chain: {{inline_string: {:?}}}, \
              private_key: {{inline_string: {:?}}}}}}}\n",
-            chain(issued),
-            pem("PRIVATE KEY", &issued.key)
+            issued.chain_pem(),
+            issued.key_pem()
         )
     };
     let root = |name: &str| {
@@ -237,8 +228,8 @@ impl Client {
     fn new(issued: &Issued) -> Self {
         let folder = std::env::temp_dir().join(format!("weft-istio-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("crt"), chain(issued)).unwrap();
-        std::fs::write(folder.join("key"), pem("PRIVATE KEY", &issued.key)).unwrap();
+        std::fs::write(folder.join("crt"), issued.chain_pem()).unwrap();
+        std::fs::write(folder.join("key"), issued.key_pem()).unwrap();
         Self(folder)
     }
 

@@ -2,21 +2,9 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use std::{fs, process::Command};
-use weft_tests::{
-    Kind, Proxy,
-    certificate_matrix::{Authority, Issued},
-    tools, until,
-};
+use weft_tests::{Kind, Proxy, certificate_matrix::Authority, tools, until};
 
 const TYPE: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3";
-
-fn pem(label: &str, der: &[u8]) -> String {
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
-}
-
-fn chain(issued: &Issued) -> String {
-    issued.chain.iter().map(|der| pem("CERTIFICATE", der)).collect()
-}
 
 /// A certificate, its key, and an authority.
 struct Made {
@@ -29,7 +17,7 @@ impl Made {
     fn new() -> Self {
         let ca = Authority::root("ca");
         let issued = ca.leaf(|_| {});
-        Self { chain: chain(&issued), key: pem("PRIVATE KEY", &issued.key), ca: ca.pem }
+        Self { chain: issued.chain_pem(), key: issued.key_pem(), ca: ca.pem }
     }
 
     /// The certificate with its key.
@@ -99,7 +87,7 @@ fn problems_say_where_and_what_in_words() {
     let made = Made::new();
     let (chain, key, ca) = (&made.chain, &made.key, &made.ca);
     let good = made.certificate();
-    let other = pem("PRIVATE KEY", &Authority::root("other").leaf(|_| {}).key);
+    let other = Authority::root("other").leaf(|_| {}).key_pem();
     let directory = std::env::temp_dir().join(format!("weft-messages-{}", std::process::id()));
     fs::create_dir_all(&directory).unwrap();
     let file = |name: &str, content: &str| {

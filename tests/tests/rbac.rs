@@ -412,11 +412,8 @@ impl Files {
 
     /// The files of a certificate and its key.
     fn identity(&self, name: &str, issued: &Issued) -> (String, String) {
-        let chain: String = issued.chain.iter().map(|der| pem("CERTIFICATE", der)).collect();
-        (
-            self.write(&format!("{name}.pem"), &chain),
-            self.write(&format!("{name}.key"), &pem("PRIVATE KEY", &issued.key)),
-        )
+        let chain = issued.chain_pem();
+        (self.write(&format!("{name}.pem"), &chain), self.write(&format!("{name}.key"), &issued.key_pem()))
     }
 }
 
@@ -424,13 +421,6 @@ impl Drop for Files {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    use base64::{Engine as _, engine::general_purpose::STANDARD};
-    let body = STANDARD.encode(der);
-    let lines: Vec<_> = body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
 fn named(authority: &Authority, common_name: &str, uri: &[&str], dns: &[&str]) -> Issued {
@@ -452,7 +442,7 @@ fn identities_are_decided_by_handed_on_and_logged_alike() {
     let files = Files(std::env::temp_dir().join(format!("weft-rbac-{}", std::process::id())));
     fs::create_dir_all(&files.0).unwrap();
     let ca = Authority::root("root");
-    let ca_file = files.write("ca.pem", &pem("CERTIFICATE", &ca.der));
+    let ca_file = files.write("ca.pem", &ca.pem);
     let server = files.identity("srv", &named(&ca, "srv", &["spiffe://example.org/srv"], &["srv.test"]));
     let clients = [
         ("one", named(&ca, "one", &["spiffe://example.org/ns/a/sa/one"], &[])),

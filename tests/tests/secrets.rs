@@ -16,18 +16,6 @@ use weft_tests::{
 
 const TYPE: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3";
 
-fn pem(label: &str, der: &[u8]) -> String {
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
-}
-
-fn chain(issued: &Issued) -> String {
-    issued.chain.iter().map(|der| pem("CERTIFICATE", der)).collect()
-}
-
-fn key(issued: &Issued) -> String {
-    pem("PRIVATE KEY", &issued.key)
-}
-
 fn named(authority: &Authority, common_name: &str) -> Issued {
     authority.leaf(|params| {
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -97,8 +85,8 @@ fn files_of_secrets_rotate_and_bad_ones_change_nothing_as_with_envoy() {
         let failed = || proxy.stat("sds.srv.key_rotation_failed").unwrap_or_default();
         let mut put = |certificate: &Issued, of: &Issued, is_good: bool| {
             let before = failed();
-            files.put("tls.key", &key(of));
-            files.put("tls.crt", &chain(certificate));
+            files.put("tls.key", &of.key_pem());
+            files.put("tls.crt", &certificate.chain_pem());
             if is_good {
                 let wanted = seen.len();
                 until("the certificate to change", || subject().filter(|now| Some(now) != seen[wanted - 1].as_ref()));
@@ -116,7 +104,7 @@ fn files_of_secrets_rotate_and_bad_ones_change_nothing_as_with_envoy() {
     let Some(envoy) = tools::envoy() else { return };
     let [theirs, ours] = [Kind::Envoy(envoy), Kind::Weft].map(|kind| {
         let files = Files::new(if kind == Kind::Weft { "weft" } else { "envoy" });
-        let (certificate, private) = (files.put("tls.crt", &chain(&one)), files.put("tls.key", &key(&one)));
+        let (certificate, private) = (files.put("tls.crt", &one.chain_pem()), files.put("tls.key", &one.key_pem()));
         let sds = files.put("sds.yaml", &in_files(&certificate, &private));
         let socket = by_file(&sds);
         let listener = yaml::http_listener("l", port, "", &all("direct_response: {status: 200}"));
@@ -136,8 +124,8 @@ fn a_file_with_another_secret_than_the_one_asked_for_is_rejected_as_by_envoy() {
         &format!(
             "resources: [{{\"@type\": {TYPE}.Secret, name: other, tls_certificate: {{certificate_chain: {{inline_string: \
              {:?}}}, private_key: {{inline_string: {:?}}}}}}}]",
-            chain(&issued),
-            key(&issued)
+            issued.chain_pem(),
+            issued.key_pem()
         ),
     );
     let socket = by_file(&sds);
@@ -163,8 +151,8 @@ fn an_unknown_static_secret_is_refused_as_by_envoy() {
     let secrets = format!(
         "  secrets: [{{name: srv, tls_certificate: {{certificate_chain: {{inline_string: {:?}}}, private_key: \
          {{inline_string: {:?}}}}}}}]\n",
-        chain(&issued),
-        key(&issued)
+        issued.chain_pem(),
+        issued.key_pem()
     );
     let with = || format!("{bootstrap}{secrets}");
     differential(with, |_| s_client(port, &[]).and_then(|handshake| handshake.subject));
@@ -181,8 +169,8 @@ fn secrets(identity: &Issued, authority: &str) -> String {
         "resources:\n- {{\"@type\": {TYPE}.Secret, name: default, tls_certificate: {{certificate_chain: {{inline_string: \
          {:?}}}, private_key: {{inline_string: {:?}}}}}}}\n- {{\"@type\": {TYPE}.Secret, name: ROOTCA, validation_context: \
          {{trusted_ca: {{inline_string: {authority:?}}}}}}}\n",
-        chain(identity),
-        key(identity)
+        identity.chain_pem(),
+        identity.key_pem()
     )
 }
 
@@ -201,8 +189,8 @@ fn mesh(plain: u16, secure: u16, upstream: u16, control: u16, client: &Issued, d
     let to_mesh = format!(
         "{{transport_socket: {{name: tls, typed_config: {{\"@type\": {TYPE}.UpstreamTlsContext, common_tls_context: \
          {{tls_certificates: [{{certificate_chain: {{inline_string: {:?}}}, private_key: {{inline_string: {:?}}}}}]}}}}}}, ",
-        chain(client),
-        key(client)
+        client.chain_pem(),
+        client.key_pem()
     );
     let http2 = "{typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {\"@type\": \
                  type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: \
@@ -318,8 +306,8 @@ fn hosts_that_are_trusted_no_longer_are_cut() {
     let presents = format!(
         "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: {{tls_certificates: \
          [{{certificate_chain: {{inline_string: {:?}}}, private_key: {{inline_string: {:?}}}}}]}}}}}}",
-        chain(&server),
-        key(&server)
+        server.chain_pem(),
+        server.key_pem()
     );
     let trusts = format!(
         "{{transport_socket: {{name: tls, typed_config: {{\"@type\": {TYPE}.UpstreamTlsContext, common_tls_context: \
@@ -367,7 +355,7 @@ fn keys_beside_or_in_place_of_certificates_are_not_shown() {
     let issued = named(&ca, "combined");
     let (port, inline) = (free_port(), free_port());
     let files = Files::new("combined");
-    let combined = files.put("combined.pem", &format!("{}{}", chain(&issued), key(&issued)));
+    let combined = files.put("combined.pem", &format!("{}{}", issued.chain_pem(), issued.key_pem()));
     let sds = |name: &str, fields: &str| {
         files.put(name, &format!("resources: [{{\"@type\": {TYPE}.Secret, name: {name}, {fields}}}]"))
     };
@@ -389,7 +377,7 @@ fn keys_beside_or_in_place_of_certificates_are_not_shown() {
         source(&own),
         source(&trusted)
     ));
-    let both = format!("{}{}", chain(&issued), key(&issued));
+    let both = format!("{}{}", issued.chain_pem(), issued.key_pem());
     let standing = socket(&format!(
         "tls_certificates: [{{certificate_chain: {{inline_string: {both:?}}}, private_key: {{inline_string: {both:?}}}}}]"
     ));
@@ -400,7 +388,7 @@ fn keys_beside_or_in_place_of_certificates_are_not_shown() {
     assert!(subject().is_some_and(|subject| subject.contains("combined")));
 
     // A part of the key that is in no certificate, as it stands and at each place that base64 can put it.
-    let text = key(&issued);
+    let text = issued.key_pem();
     let middle = &text[60..100];
     let needles: Vec<String> = (0..3).map(|skip| STANDARD.encode(&middle[skip..skip + 30])).collect();
     let look = |what: &str| {
@@ -410,7 +398,7 @@ fn keys_beside_or_in_place_of_certificates_are_not_shown() {
             assert_eq!(found, None, "{what}: {page}");
         }
     };
-    let public = STANDARD.encode(&chain(&issued)[..60]);
+    let public = STANDARD.encode(&issued.chain_pem()[..60]);
     assert!(proxy.page("/config_dump").contains(&public), "the certificate itself is shown");
     look("in force");
 
@@ -434,7 +422,7 @@ fn rotated_files_that_are_no_good_are_named_and_ended_certificates_are_warned_of
         params.not_before = (SystemTime::now() - Duration::from_secs(10 * 86_400)).into();
         params.not_after = (SystemTime::now() - Duration::from_secs(5 * 86_400)).into();
     });
-    let (certificate, private) = (files.put("tls.crt", &chain(&good)), files.put("tls.key", &key(&good)));
+    let (certificate, private) = (files.put("tls.crt", &good.chain_pem()), files.put("tls.key", &good.key_pem()));
     let sds = files.put("sds.yaml", &in_files(&certificate, &private));
     let socket = by_file(&sds);
     let listener = yaml::http_listener("l", port, "", &all("direct_response: {status: 200}"));
@@ -444,13 +432,13 @@ fn rotated_files_that_are_no_good_are_named_and_ended_certificates_are_warned_of
             proxy.log().lines().any(|line| texts.iter().all(|text| line.contains(text))).then_some(())
         });
     };
-    files.put("tls.crt", &chain(&good)[..200]);
+    files.put("tls.crt", &good.chain_pem()[..200]);
     says(&["files of secret", &certificate, "a PEM block without its end"]);
-    files.put("tls.crt", &chain(&named(&ca, "other")));
+    files.put("tls.crt", &named(&ca, "other").chain_pem());
     says(&["private_key", &private, "not the key of the first certificate"]);
     assert!(!proxy.log().contains("KeyMismatch") && !proxy.log().contains("<inline>"), "{}", proxy.log());
-    files.put("tls.key", &key(&old));
-    files.put("tls.crt", &chain(&old));
+    files.put("tls.key", &old.key_pem());
+    files.put("tls.crt", &old.chain_pem());
     says(&["secret \"srv\"", "has expired 5 days ago"]);
 }
 
@@ -473,8 +461,8 @@ fn a_changed_cluster_does_not_forget_whom_it_trusted() {
     let presents = format!(
         "{{name: tls, typed_config: {{\"@type\": {TYPE}.DownstreamTlsContext, common_tls_context: {{tls_certificates: \
          [{{certificate_chain: {{inline_string: {:?}}}, private_key: {{inline_string: {:?}}}}}]}}}}}}",
-        chain(&server),
-        key(&server)
+        server.chain_pem(),
+        server.key_pem()
     );
     let cluster = |fields: &str| {
         let trusts = format!(

@@ -28,9 +28,9 @@ impl Files {
 
     /// A certificate with its key, as a context names them: `(YAML, certificate file, key file)`.
     fn identity(&self, name: &str, issued: &Issued) -> (String, String, String) {
-        let chain: String = issued.chain.iter().map(|der| pem("CERTIFICATE", der)).collect();
+        let chain = issued.chain_pem();
         let chain = self.write(&format!("{name}.pem"), chain);
-        let key = self.write(&format!("{name}.key"), pem("PRIVATE KEY", &issued.key));
+        let key = self.write(&format!("{name}.key"), issued.key_pem());
         (format!("{{certificate_chain: {{filename: {chain}}}, private_key: {{filename: {key}}}}}"), chain, key)
     }
 }
@@ -39,13 +39,6 @@ impl Drop for Files {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    use base64::{Engine as _, engine::general_purpose::STANDARD};
-    let body = STANDARD.encode(der);
-    let lines: Vec<_> = body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
 fn named(authority: &Authority, common_name: &str, dns: &[&str]) -> Issued {

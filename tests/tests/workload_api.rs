@@ -77,11 +77,6 @@ async fn answer(mut respond: server::SendResponse<Bytes>, mut heard: watch::Rece
     }
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
-    use base64::{Engine as _, engine::general_purpose::STANDARD};
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
-}
-
 /// Two trust domains, and a workload of each.
 struct World {
     ca: Authority,
@@ -99,9 +94,9 @@ impl World {
             ("own", ca.leaf(|_| {})),
             ("other", other.leaf(|params| params.subject_alt_names = uris(&["spiffe://other.org/workload"]))),
         ] {
-            let chain: String = issued.chain.iter().map(|der| pem("CERTIFICATE", der)).collect();
+            let chain = issued.chain_pem();
             fs::write(directory.join(format!("{who}.crt")), chain).unwrap();
-            fs::write(directory.join(format!("{who}.key")), pem("PRIVATE KEY", &issued.key)).unwrap();
+            fs::write(directory.join(format!("{who}.key")), issued.key_pem()).unwrap();
         }
         let identity = ca.leaf(|_| {});
         Self { ca, other, identity, directory }
