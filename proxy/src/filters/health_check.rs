@@ -12,7 +12,7 @@ use crate::{
     base::ResponseFlag,
     http::{ResponseHead, header_names::*, stream::Stream},
     route::header_matches,
-    upstream::host::Health,
+    upstream::Health,
 };
 use http::{HeaderValue, StatusCode};
 use std::{

@@ -250,6 +250,7 @@ async fn connect(
         connection: Some(&connection.info),
         request: Some(&stream.request),
         dynamic_metadata: Some(&stream.info.dynamic_metadata),
+        ..LbContext::default()
     };
     let Some(host) = cluster.choose_host(&context) else {
         stream.info.set_flag(ResponseFlag::NoHealthyUpstream);

@@ -22,7 +22,7 @@ use crate::{
     },
     snapshot::{Store, secrets::Updated},
     transport::tls::stats::{ClientSocketFactoryStats, ServerSocketFactoryStats},
-    upstream::Upstreams,
+    upstream::{ClusterId, Upstreams},
 };
 use http::HeaderValue;
 use std::{
@@ -66,6 +66,8 @@ pub struct Control {
     pub quit: Notify,
     /// Something asks for a new snapshot.
     pub republish: Notify,
+    /// Clusters whose hosts changed their health, which workers are to be told.
+    changed_health: RefCell<Vec<ClusterId>>,
     /// A graceful drain is under way; after the drain time the listeners stop (true: inbound ones only).
     pub stop_later: Cell<Option<bool>>,
 }
@@ -142,6 +144,7 @@ impl Control {
             start_time: std::time::SystemTime::now(),
             quit: Notify::new(),
             republish: Notify::new(),
+            changed_health: RefCell::default(),
             stop_later: Cell::new(None),
         })
     }
@@ -358,6 +361,24 @@ impl Control {
         stats.listeners.total_listeners_warming.set(store.warming_listeners.len() as u64);
         drop(store);
         self.tell_workers(&Message::Publish(snapshot));
+    }
+
+    /// Hosts of a cluster changed their health: all threads pick by that from now on. Changes that come together are told
+    /// together.
+    pub fn health_changed(self: &Rc<Self>, cluster: ClusterId) {
+        let mut changed = self.changed_health.borrow_mut();
+        if changed.contains(&cluster) {
+            return;
+        }
+        changed.push(cluster);
+        if changed.len() == 1 {
+            let control = self.clone();
+            tokio::task::spawn_local(async move {
+                let clusters: Arc<[ClusterId]> = control.changed_health.take().into();
+                control.upstreams.health_changed(&clusters);
+                control.tell_workers(&Message::Health(clusters));
+            });
+        }
     }
 
     pub fn tell_workers(&self, message: &Message) {

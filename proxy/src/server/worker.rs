@@ -6,7 +6,7 @@ use crate::{
     listener::{GlobalLimit, Listener, Listeners},
     observe::stats::Registry,
     snapshot::Snapshot,
-    upstream::Upstreams,
+    upstream::{ClusterId, Upstreams},
 };
 use std::{io, sync::Arc, thread, time::Duration};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -15,6 +15,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 #[derive(Clone)]
 pub enum Message {
     Publish(Arc<Snapshot>),
+    /// Hosts of these clusters changed their health.
+    Health(Arc<[ClusterId]>),
     /// Listeners stop accepting; true: only inbound ones.
     StopListeners {
         inbound_only: bool,
@@ -93,6 +95,7 @@ async fn run(index: usize, options: WorkerOptions, snapshot: Arc<Snapshot>, mut 
     while let Some(message) = messages.recv().await {
         match message {
             Message::Publish(snapshot) => apply(&thread, &listeners, &snapshot),
+            Message::Health(clusters) => thread.upstreams.health_changed(&clusters),
             Message::StopListeners { inbound_only } => listeners.stop_accepting(takes(inbound_only)),
             Message::Drain { inbound_only } => listeners.drain(takes(inbound_only)),
             Message::HealthCheck { failed } => thread.health_check_failed.set(failed),

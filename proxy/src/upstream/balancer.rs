@@ -6,9 +6,13 @@
 mod edf;
 mod priority;
 
-use super::host::{Health, Host, HostSet, PrioritySet};
+use super::{
+    health::Health,
+    host::{Host, HostSet, PrioritySet},
+};
 use edf::Edf;
 use priority::Loads;
+pub use priority::PriorityLoads;
 use std::{
     cell::{Cell, RefCell},
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -62,6 +66,17 @@ pub struct Picked {
     pub index: usize,
     /// Health did not count, since too few hosts are available.
     pub panic: bool,
+}
+
+/// What a retry asks of the pick.
+#[derive(Clone, Copy)]
+pub struct RetryContext<'a> {
+    /// True for a host that is not wanted.
+    pub should_select_another: &'a dyn Fn(&Host) -> bool,
+    /// How often another one is picked before an unwanted one is taken after all (`host_selection_retry_max_attempts`).
+    pub max_attempts: u32,
+    /// In place of the usual shares of priorities; by `ThreadCluster::loads_without`.
+    pub loads: Option<&'a PriorityLoads>,
 }
 
 impl Balancer {
@@ -141,9 +156,30 @@ impl Balancer {
         }
     }
 
-    /// The host for the next request; `None` if there is none to be had.
-    pub fn pick(&self) -> Option<Picked> {
-        let (at, health) = self.loads.pick(self.rng.borrow_mut().u32(0..100))?;
+    /// The shares of priorities for a retry, with those in `excluded` left out for as long as there are others.
+    pub fn loads_without(&self, excluded: &mut Vec<bool>) -> Option<PriorityLoads> {
+        excluded.resize(self.hosts.priorities.len(), false);
+        self.loads.without(excluded)
+    }
+
+    /// The host for the next request; `None` if there is none to be had. A retry's wishes are heeded for as often as it says.
+    pub fn pick(&self, retry: Option<&RetryContext<'_>>) -> Option<Picked> {
+        let mut picked = self.pick_once(retry)?;
+        if let Some(retry) = retry {
+            for _ in 0..retry.max_attempts {
+                let host = self.hosts.priorities.get(picked.priority)?.hosts.get(picked.index)?;
+                if !(retry.should_select_another)(host) {
+                    break;
+                }
+                picked = self.pick_once(Some(retry))?;
+            }
+        }
+        Some(picked)
+    }
+
+    fn pick_once(&self, retry: Option<&RetryContext<'_>>) -> Option<Picked> {
+        let random = self.rng.borrow_mut().u32(0..100);
+        let (at, health) = self.loads.pick(random, retry.and_then(|retry| retry.loads))?;
         let (priority, set) = (self.priorities.get(at)?, self.hosts.priorities.get(at)?);
         let panic = self.loads.is_panic(at);
         let picked = |index| Picked { priority: at, index, panic };

@@ -3,7 +3,10 @@
 //! Made on the control thread, immutable but for the atomics in [`HostState`]. Invariant: an endpoint that stays keeps its
 //! state, and keeps its very [`Host`] if nothing about it changed.
 
-use super::transport_socket::UpstreamSocket;
+use super::{
+    health::{Health, HealthFlags, SharedHealth},
+    transport_socket::UpstreamSocket,
+};
 use crate::{base::Address, observe::stream_info::Metadata, stats};
 use foldhash::{HashMap, HashSet};
 use std::sync::{
@@ -39,6 +42,8 @@ pub struct Host {
 /// What outlives changes of an endpoint's weight, health and metadata.
 #[derive(Debug, Default)]
 pub struct HostState {
+    /// What active checks and outlier detection found.
+    pub health: SharedHealth,
     pub cx_active: AtomicU32,
     pub cx_total: AtomicU64,
     pub cx_connect_fail: AtomicU64,
@@ -50,26 +55,32 @@ pub struct HostState {
     pub rq_timeout: AtomicU64,
 }
 
-/// How a host counts in load balancing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
-    Healthy,
-    Degraded,
-    Unhealthy,
-}
-
 impl Host {
     pub fn health(&self) -> Health {
-        match self.eds_health {
-            HealthStatus::Unknown | HealthStatus::Healthy => Health::Healthy,
-            HealthStatus::Degraded => Health::Degraded,
-            HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout => Health::Unhealthy,
+        self.health_flags().health()
+    }
+
+    /// What EDS, active checks and outlier detection say together.
+    pub fn health_flags(&self) -> HealthFlags {
+        HealthFlags::of_eds(self.eds_health) | self.state.health.get()
+    }
+
+    /// Its health in the words of EDS, with what checks and outlier detection found.
+    pub fn status(&self) -> HealthStatus {
+        let flags = self.health_flags();
+        if flags.has(HealthFlags::FAILED_ACTIVE_HC | HealthFlags::FAILED_OUTLIER_CHECK) {
+            return HealthStatus::Unhealthy;
+        }
+        match (self.eds_health, flags.health()) {
+            (HealthStatus::Unknown | HealthStatus::Healthy, Health::Degraded) => HealthStatus::Degraded,
+            (HealthStatus::Unknown, Health::Healthy) => HealthStatus::Healthy,
+            (eds, _) => eds,
         }
     }
 
     /// Hosts that do not count when the share of available hosts is computed.
     pub fn is_excluded(&self) -> bool {
-        self.eds_health == HealthStatus::Draining
+        self.health_flags().is_excluded()
     }
 
     /// `canary: true` in the metadata `envoy.lb`.

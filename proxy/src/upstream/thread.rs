@@ -5,11 +5,12 @@
 
 use super::{
     ClusterId, Names,
-    balancer::Balancer,
+    balancer::{Balancer, PriorityLoads, RetryContext},
     cluster::{Cluster, ClusterInfo, ClusterTable},
     connect::{Connect, Connected, Sockets},
     connection::{Tally, UpstreamConnection},
-    host::{Health, Host, HostSet},
+    health::Health,
+    host::{Host, HostSet},
     original_dst::OriginalDstHosts,
     pool::{self, Opened, PoolKey, Pools},
     server_names::ServerNames,
@@ -37,7 +38,9 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use weft_config::{cluster::Discovery, http_protocol_options::UpstreamProtocol, route::Priority};
+use weft_config::{
+    cluster::Discovery, endpoint::HealthStatus, http_protocol_options::UpstreamProtocol, route::Priority,
+};
 
 /// All clusters as one thread has them.
 pub struct Upstreams {
@@ -104,6 +107,11 @@ impl Upstreams {
         *self.clusters.borrow_mut() = after;
     }
 
+    /// Hosts of these clusters changed their health.
+    pub fn health_changed(&self, clusters: &[ClusterId]) {
+        clusters.iter().filter_map(|id| self.get(*id)).for_each(|cluster| cluster.health_changed());
+    }
+
     pub fn get(&self, id: ClusterId) -> Option<Rc<ThreadCluster>> {
         self.clusters.borrow().get(id.0 as usize)?.clone()
     }
@@ -143,6 +151,20 @@ pub struct LbContext<'a> {
     pub connection: Option<&'a Rc<ConnectionInfo>>,
     pub request: Option<&'a RequestHead>,
     pub dynamic_metadata: Option<&'a Metadata>,
+    /// What the request hashes to; computed where [`ThreadCluster::wants_hash`] only.
+    pub hash: Option<u64>,
+    /// What a retry asks for.
+    pub retry: Option<RetryContext<'a>>,
+    /// The host to take if it is there and its health allows it.
+    pub override_host: Option<OverrideHost<'a>>,
+}
+
+/// A host that is asked for by its address.
+#[derive(Clone, Copy)]
+pub struct OverrideHost<'a> {
+    pub address: &'a Address,
+    /// No other one will do.
+    pub strict: bool,
 }
 
 /// What a stream is wanted for.
@@ -242,6 +264,21 @@ impl ThreadCluster {
         }
     }
 
+    /// Hosts changed their health: picks go by that from now on.
+    fn health_changed(&self) {
+        let hosts = self.host_set();
+        let config = &self.shared.info.config;
+        let balancer = self.balancer.borrow().with_hosts(&config.load_balancing, hosts.clone());
+        *self.balancer.borrow_mut() = balancer;
+        if config.close_connections_on_host_health_failure {
+            let unhealthy = |host: &&Rc<ThreadHost>| host.host.health() == Health::Unhealthy;
+            self.hosts.borrow().iter().flatten().flatten().filter(unhealthy).for_each(|host| host.pools.drain());
+        }
+        if self.shared.context.is_control {
+            self.show_membership(&hosts);
+        }
+    }
+
     fn show_membership(&self, hosts: &HostSet) {
         let stats = self.stats();
         let count = |health| hosts.hosts().filter(|host| host.health() == health).count() as u64;
@@ -283,9 +320,12 @@ impl ThreadCluster {
 
     /// The host for the next request or connection.
     pub fn choose_host(&self, context: &LbContext<'_>) -> Option<Rc<ThreadHost>> {
-        let chosen = match &self.original_dst {
-            Some(hosts) => hosts.choose(context),
-            None => self.picked(),
+        let overridden = context.override_host.map(|wanted| (self.by_address(wanted.address), wanted.strict));
+        let chosen = match (&self.original_dst, overridden) {
+            (_, Some((Some(host), _))) => Some(host),
+            (_, Some((None, true))) => None,
+            (Some(hosts), _) => hosts.choose(context),
+            (None, _) => self.picked(context),
         };
         if chosen.is_none() {
             self.stats().upstream_cx_none_healthy.inc();
@@ -293,18 +333,52 @@ impl ThreadCluster {
         chosen
     }
 
-    fn picked(&self) -> Option<Rc<ThreadHost>> {
-        let picked = self.balancer.borrow().pick()?;
+    /// True if the pick depends on [`LbContext::hash`].
+    pub fn wants_hash(&self) -> bool {
+        false
+    }
+
+    /// Shares of priorities for a retry: those in `excluded` (by priority) take nothing for as long as there are others;
+    /// then `excluded` is emptied. `None`: nothing is available, and the usual shares hold.
+    pub fn loads_without(&self, excluded: &mut Vec<bool>) -> Option<PriorityLoads> {
+        self.balancer.borrow().loads_without(excluded)
+    }
+
+    fn picked(&self, context: &LbContext<'_>) -> Option<Rc<ThreadHost>> {
+        let picked = self.balancer.borrow().pick(context.retry.as_ref())?;
         if picked.panic {
             self.stats().lb_healthy_panic.inc();
         }
+        self.host_at(picked.priority, picked.index)
+    }
+
+    /// The host with this address, if its health is one that a request may ask for.
+    fn by_address(&self, address: &Address) -> Option<Rc<ThreadHost>> {
+        let hosts = self.host_set();
+        let mut all = hosts.priorities.iter().enumerate();
+        let (priority, index) = all.find_map(|(p, set)| {
+            let index = set.hosts.iter().position(|host| host.address == *address)?;
+            Some((p, index))
+        })?;
+        let host = hosts.priorities.get(priority)?.hosts.get(index)?;
+        let allowed = &self.info().config.load_balancing.override_host_status;
+        let status = host.status();
+        let is_allowed = if allowed.is_empty() {
+            matches!(status, HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded)
+        } else {
+            allowed.contains(&status)
+        };
+        if is_allowed { self.host_at(priority, index) } else { None }
+    }
+
+    fn host_at(&self, priority: usize, index: usize) -> Option<Rc<ThreadHost>> {
         let mut hosts = self.hosts.borrow_mut();
-        let seat = hosts.get_mut(picked.priority)?.get_mut(picked.index)?;
+        let seat = hosts.get_mut(priority)?.get_mut(index)?;
         if let Some(host) = seat {
             return Some(host.clone());
         }
         let cluster = self.cluster.borrow();
-        let host = cluster.hosts.priorities.get(picked.priority)?.hosts.get(picked.index)?;
+        let host = cluster.hosts.priorities.get(priority)?.hosts.get(index)?;
         Some(seat.insert(ThreadHost::new(host.clone(), self.shared.clone())).clone())
     }
 

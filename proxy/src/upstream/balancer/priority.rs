@@ -1,13 +1,24 @@
 //! How traffic is shared between priorities, by how many of their hosts are available.
 
-use crate::upstream::host::{Health, HostSet, PrioritySet};
+use crate::upstream::{
+    health::Health,
+    host::{HostSet, PrioritySet},
+};
+
+/// The shares of traffic that priorities get, in percent, by the health of the hosts that take it. The sum of both is 100, or
+/// 0 if nothing is available.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PriorityLoads {
+    pub healthy: Vec<u32>,
+    pub degraded: Vec<u32>,
+}
 
 /// The shares of one host set.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Loads {
-    /// Percent, by priority; the sum of both is 100, or 0 if nothing is available.
-    healthy: Vec<u32>,
-    degraded: Vec<u32>,
+    loads: PriorityLoads,
+    /// How much of each priority is available, in percent.
+    available: PriorityLoads,
     panic: Vec<bool>,
 }
 
@@ -65,41 +76,29 @@ impl Loads {
             .iter()
             .map(|c| c.availability(hosts.overprovisioning_factor, hosts.weighted_priority_health))
             .unzip();
-        let total = healthy.iter().chain(&degraded).sum::<u32>().min(100);
+        let available = PriorityLoads { healthy, degraded };
+        let total = available.total();
         let threshold = panic_threshold.trunc();
         let panic =
             counted.iter().map(|c| total != 100 && threshold > 0.0 && c.is_panic(threshold)).collect::<Vec<_>>();
-        if threshold == 0.0 && total == 0 {
+        let none = vec![0; counted.len()];
+        let loads = if threshold == 0.0 && total == 0 {
             let first = (0..counted.len()).map(|i| if i == 0 { 100 } else { 0 }).collect();
-            return Self { healthy: first, degraded: vec![0; counted.len()], panic };
-        }
-        if panic.iter().all(|panic| *panic) {
+            PriorityLoads { healthy: first, degraded: none }
+        } else if panic.iter().all(|panic| *panic) {
             let sizes = hosts.priorities.iter().map(|set| set.hosts.len() as u64).collect::<Vec<_>>();
-            return Self { healthy: by_size(&sizes), degraded: vec![0; counted.len()], panic };
-        }
-        let mut left = 100;
-        let mut share = |available: &[u32]| -> Vec<u32> {
-            let share = |a: &u32| {
-                let load = left.min(a * 100 / total.max(1));
-                left -= load;
-                load
-            };
-            available.iter().map(share).collect()
+            PriorityLoads { healthy: by_size(&sizes), degraded: none }
+        } else {
+            available.shared()
         };
-        let (mut healthy_load, mut degraded_load) = (share(&healthy), share(&degraded));
-        // What rounding left goes to the first that is available.
-        if let Some(first) = healthy.iter().position(|a| *a > 0) {
-            healthy_load[first] += left;
-        } else if let Some(first) = degraded.iter().position(|a| *a > 0) {
-            degraded_load[first] += left;
-        }
-        Self { healthy: healthy_load, degraded: degraded_load, panic }
+        Self { loads, available, panic }
     }
 
     /// The priority for `random` (0 to 99), and the health of the hosts to take there.
-    pub fn pick(&self, random: u32) -> Option<(usize, Health)> {
+    pub fn pick(&self, random: u32, instead: Option<&PriorityLoads>) -> Option<(usize, Health)> {
+        let PriorityLoads { healthy, degraded } = instead.unwrap_or(&self.loads);
         let mut sum = 0;
-        for (loads, health) in [(&self.healthy, Health::Healthy), (&self.degraded, Health::Degraded)] {
+        for (loads, health) in [(healthy, Health::Healthy), (degraded, Health::Degraded)] {
             for (i, load) in loads.iter().enumerate() {
                 sum += load;
                 if random < sum {
@@ -110,8 +109,54 @@ impl Loads {
         None
     }
 
+    /// The shares if the priorities in `excluded` take nothing. If no other one is available all are taken back in, and out
+    /// of `excluded`; `None` if even so there is nothing.
+    pub fn without(&self, excluded: &mut [bool]) -> Option<PriorityLoads> {
+        let remaining = |excluded: &[bool]| {
+            let keep = |all: &[u32]| {
+                let is_out = |i: usize| excluded.get(i).copied().unwrap_or_default();
+                all.iter().enumerate().map(|(i, a)| if is_out(i) { 0 } else { *a }).collect()
+            };
+            PriorityLoads { healthy: keep(&self.available.healthy), degraded: keep(&self.available.degraded) }
+        };
+        let mut left = remaining(excluded);
+        if left.total() == 0 {
+            excluded.fill(false);
+            left = remaining(excluded);
+        }
+        (left.total() > 0).then(|| left.shared())
+    }
+
     pub fn is_panic(&self, priority: usize) -> bool {
         self.panic.get(priority).copied().unwrap_or_default()
+    }
+}
+
+impl PriorityLoads {
+    fn total(&self) -> u32 {
+        self.healthy.iter().chain(&self.degraded).sum::<u32>().min(100)
+    }
+
+    /// Shares out all traffic by what is available, which is something.
+    fn shared(&self) -> Self {
+        let total = self.total().max(1);
+        let mut left = 100;
+        let mut share = |available: &[u32]| -> Vec<u32> {
+            let share = |a: &u32| {
+                let load = left.min(a * 100 / total);
+                left -= load;
+                load
+            };
+            available.iter().map(share).collect()
+        };
+        let mut loads = Self { healthy: share(&self.healthy), degraded: share(&self.degraded) };
+        // What rounding left goes to the first that is available.
+        if let Some(first) = self.healthy.iter().position(|a| *a > 0) {
+            loads.healthy[first] += left;
+        } else if let Some(first) = self.degraded.iter().position(|a| *a > 0) {
+            loads.degraded[first] += left;
+        }
+        loads
     }
 }
 
@@ -148,7 +193,7 @@ mod tests {
     /// Envoy's documentation of priority levels: healthy hosts of 100 in each, and the traffic each gets.
     #[test]
     fn documented_tables() {
-        let two = |a: usize, b: usize| loads(&[(a, 0, 100 - a), (b, 0, 100 - b)], 0.0).healthy;
+        let two = |a: usize, b: usize| loads(&[(a, 0, 100 - a), (b, 0, 100 - b)], 0.0).loads.healthy;
         for (a, b, want) in [
             (100, 100, [100, 0]),
             (72, 72, [100, 0]),
@@ -159,7 +204,7 @@ mod tests {
         ] {
             assert_eq!(two(a, b), want, "{a} {b}");
         }
-        let three = |a, b, c| loads(&[(a, 0, 100 - a), (b, 0, 100 - b), (c, 0, 100 - c)], 0.0).healthy;
+        let three = |a, b, c| loads(&[(a, 0, 100 - a), (b, 0, 100 - b), (c, 0, 100 - c)], 0.0).loads.healthy;
         assert_eq!(three(25, 100, 100), [35, 65, 0]);
         assert_eq!(three(25, 25, 100), [35, 35, 30]);
         // 36, 36, 28 in the documentation; what rounding leaves goes to the first.
@@ -169,29 +214,41 @@ mod tests {
     #[test]
     fn degraded_hosts_take_what_healthy_ones_leave() {
         let loads = loads(&[(25, 75, 0), (25, 0, 75)], 0.0);
-        assert_eq!((loads.healthy, loads.degraded), (vec![35, 35], vec![30, 0]));
+        assert_eq!(loads.loads, PriorityLoads { healthy: vec![35, 35], degraded: vec![30, 0] });
+    }
+
+    #[test]
+    fn retries_go_to_other_priorities() {
+        let loads = loads(&[(100, 0, 0), (50, 0, 50), (10, 0, 90)], 0.0);
+        let mut excluded = [true, false, false];
+        assert_eq!(loads.without(&mut excluded).unwrap().healthy, [0, 84, 16]);
+        excluded[1] = true;
+        assert_eq!(loads.without(&mut excluded).unwrap().healthy, [0, 0, 100]);
+        excluded[2] = true;
+        assert_eq!(loads.without(&mut excluded).unwrap().healthy, [100, 0, 0]);
+        assert_eq!(excluded, [false; 3]);
     }
 
     #[test]
     fn panic() {
         let one = loads(&[(1, 0, 2)], 50.0);
         assert!(one.is_panic(0));
-        assert_eq!(one.pick(99), Some((0, Health::Healthy)));
+        assert_eq!(one.pick(99, None), Some((0, Health::Healthy)));
         let off = loads(&[(0, 0, 2), (0, 0, 2)], 0.0);
-        assert_eq!((off.is_panic(0), off.pick(99)), (false, Some((0, Health::Healthy))));
+        assert_eq!((off.is_panic(0), off.pick(99, None)), (false, Some((0, Health::Healthy))));
         // All in panic: by size.
-        assert_eq!(loads(&[(0, 0, 1), (0, 0, 3)], 50.0).healthy, [25, 75]);
+        assert_eq!(loads(&[(0, 0, 1), (0, 0, 3)], 50.0).loads.healthy, [25, 75]);
         // One priority is enough for all traffic: no panic anywhere.
         let enough = loads(&[(0, 0, 4), (4, 0, 0)], 50.0);
         assert!(!enough.is_panic(0));
-        assert_eq!(enough.healthy, [0, 100]);
-        assert_eq!(loads(&[], 50.0).pick(0), None);
+        assert_eq!(enough.loads.healthy, [0, 100]);
+        assert_eq!(loads(&[], 50.0).pick(0, None), None);
     }
 
     #[test]
     fn draining_hosts_do_not_count() {
         let set = assignment(vec![vec![endpoint(1, 1, Healthy), endpoint(2, 1, Draining)]]);
         let loads = Loads::new(&HostSet::build(&set, &rules(true), None), 60.0);
-        assert_eq!((loads.healthy, loads.panic), (vec![100], vec![false]));
+        assert_eq!((loads.loads.healthy, loads.panic), (vec![100], vec![false]));
     }
 }

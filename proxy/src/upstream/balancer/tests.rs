@@ -31,7 +31,7 @@ fn balancer(policy: LbPolicy, weights: &[u32]) -> Balancer {
 }
 
 fn pick(balancer: &Balancer) -> Option<u16> {
-    let picked = balancer.pick()?;
+    let picked = balancer.pick(None)?;
     balancer.hosts.priorities[picked.priority].hosts[picked.index].address.ip().map(|ip| ip.port())
 }
 
@@ -105,5 +105,19 @@ fn localities_share_by_weight_and_health() {
 
 #[test]
 fn no_hosts_no_pick() {
-    assert!(balancer(LbPolicy::RoundRobin, &[]).pick().is_none());
+    assert!(balancer(LbPolicy::RoundRobin, &[]).pick(None).is_none());
+}
+
+#[test]
+fn a_retry_looks_for_another_host() {
+    let balancer = balancer(LbPolicy::RoundRobin, &[1, 1, 1]);
+    let is_port = |port| move |host: &Host| host.address.ip().is_some_and(|ip| ip.port() == port);
+    let picks = |should_select_another: &dyn Fn(&Host) -> bool, max_attempts| {
+        let retry = RetryContext { should_select_another, max_attempts, loads: None };
+        let picked = (0..30).filter_map(|_| balancer.pick(Some(&retry)));
+        picked.map(|picked| picked.index).collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(picks(&is_port(1), 1), [0, 2]);
+    assert_eq!(picks(&is_port(1), 0), [0, 1, 2]);
+    assert_eq!(picks(&|_: &Host| true, 3), [0, 1, 2]);
 }
