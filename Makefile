@@ -26,8 +26,9 @@ lint: ## format, clippy, docs
 fmt:
 	$(CARGO) fmt
 
-bench: build ## Weft against its peers, alternating in one run
-	$(CARGO) run --release -p weft-benches
+bench: build ## Weft against its peers, alternating in one run; BENCH='--quick --only http1' says what
+	$(CARGO) build --release -p weft-benches --bins
+	$(CARGO) run --release -p weft-benches -- $(BENCH)
 
 clean:
 	$(CARGO) clean

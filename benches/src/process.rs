@@ -1,6 +1,8 @@
 //! A proxy's process: started, measured from /proc, and killed when dropped.
 
+use crate::talk::http1;
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
@@ -10,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const START_PATIENCE: Duration = Duration::from_secs(10);
+const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How often a proxy that is starting is asked.
 const ASK_EVERY: Duration = Duration::from_micros(200);
 
@@ -59,14 +61,24 @@ impl Process {
         }
     }
 
-    /// CPU time so far, user and system, of all its threads; in nanoseconds' precision, unlike `/proc/PID/stat`.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// CPU time so far, user and system, of all its threads.
     pub fn cpu(&self) -> Duration {
-        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.child.id())) else { return Duration::ZERO };
-        let nanoseconds = tasks.flatten().filter_map(|task| {
+        self.threads().values().sum()
+    }
+
+    /// CPU time so far by thread; in nanoseconds' precision, unlike `/proc/PID/stat`.
+    pub fn threads(&self) -> BTreeMap<u32, Duration> {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.child.id())) else { return BTreeMap::new() };
+        let times = tasks.flatten().filter_map(|task| {
             let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-            text.split(' ').next()?.parse::<u64>().ok()
+            let nanoseconds = text.split(' ').next()?.parse::<u64>().ok()?;
+            Some((task.file_name().to_str()?.parse().ok()?, Duration::from_nanos(nanoseconds)))
         });
-        Duration::from_nanos(nanoseconds.sum())
+        times.collect()
     }
 
     /// # Errors
@@ -94,7 +106,7 @@ impl Drop for Process {
 fn ask(address: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    stream.write_all(crate::http1::REQUEST)?;
+    stream.write_all(&http1::Exchange::Small.request())?;
     let mut answer = [0; 4096];
     let mut filled = 0;
     loop {
@@ -103,7 +115,7 @@ fn ask(address: SocketAddr) -> io::Result<()> {
         if n == 0 || !answer.starts_with(b"HTTP/1.1 200 ") {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        if answer[..filled].ends_with(crate::http1::BODY) {
+        if answer[..filled].ends_with(http1::BODY) {
             return Ok(());
         }
     }

@@ -1,108 +1,11 @@
-//! What was measured, by proxy and measure, and what is said of it: medians, spreads, ratios of the same round.
+//! What was measured, by proxy and figure, and what is said of it: medians, spreads, ratios of the same round.
 
 use std::collections::BTreeMap;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Measure {
-    /// Microseconds a request, HTTP/1.1 in a closed loop.
-    CpuHttp1,
-    /// Microseconds a request, HTTP/2 in a closed loop.
-    CpuHttp2,
-    /// Requests a second, HTTP/1.1 in a closed loop.
-    RateHttp1,
-    /// Requests a second, HTTP/2 in a closed loop.
-    RateHttp2,
-    /// Microseconds, at a fixed rate.
-    P50,
-    P99,
-    /// Microseconds a request, at that rate.
-    CpuFixed,
-    /// Bytes, idle.
-    Rss,
-    Pss,
-    /// Milliseconds from exec to the first response.
-    Start,
-    /// Microseconds a request, HTTP/1.1 in mTLS on both sides, connections kept.
-    CpuMtls,
-    /// Requests a second of that.
-    RateMtls,
-    /// Microseconds a connection with one request in it, mTLS; those to the backend are kept.
-    CpuNew,
-    /// Connections a second of that.
-    RateNew,
-    /// The same with a new connection to the backend too.
-    CpuNewBoth,
-    /// The same as `CpuNew` with the proxy's default groups.
-    CpuNewDefault,
-    /// Milliseconds from a push to the end of the first handshake with the new certificate.
-    Rotation,
-    /// Milliseconds a GiB that goes one way over TCP.
-    CpuBulk,
-    /// GiB a second of that.
-    RateBulk,
-    /// Microseconds an exchange of small messages over TCP.
-    CpuSmall,
-    /// Microseconds a TCP connection with one exchange.
-    CpuChurn,
-}
-
-impl Measure {
-    pub const ALL: [Self; 21] = [
-        Self::CpuHttp1,
-        Self::CpuHttp2,
-        Self::RateHttp1,
-        Self::RateHttp2,
-        Self::P50,
-        Self::P99,
-        Self::CpuFixed,
-        Self::Rss,
-        Self::Pss,
-        Self::Start,
-        Self::CpuMtls,
-        Self::RateMtls,
-        Self::CpuNew,
-        Self::RateNew,
-        Self::CpuNewBoth,
-        Self::CpuNewDefault,
-        Self::Rotation,
-        Self::CpuBulk,
-        Self::RateBulk,
-        Self::CpuSmall,
-        Self::CpuChurn,
-    ];
-
-    /// Its name in the results file.
-    pub fn key(self) -> &'static str {
-        match self {
-            Self::CpuHttp1 => "http1_cpu_us",
-            Self::CpuHttp2 => "http2_cpu_us",
-            Self::RateHttp1 => "http1_rps",
-            Self::RateHttp2 => "http2_rps",
-            Self::P50 => "fixed_rate_p50_us",
-            Self::P99 => "fixed_rate_p99_us",
-            Self::CpuFixed => "fixed_rate_cpu_us",
-            Self::Rss => "idle_rss_bytes",
-            Self::Pss => "idle_pss_bytes",
-            Self::Start => "start_ms",
-            Self::CpuMtls => "mtls_cpu_us",
-            Self::RateMtls => "mtls_rps",
-            Self::CpuNew => "mtls_new_cpu_us",
-            Self::RateNew => "mtls_new_cps",
-            Self::CpuNewBoth => "mtls_new_both_cpu_us",
-            Self::CpuNewDefault => "mtls_new_default_cpu_us",
-            Self::Rotation => "rotation_ms",
-            Self::CpuBulk => "tcp_bulk_cpu_ms_per_gib",
-            Self::RateBulk => "tcp_bulk_gib_per_s",
-            Self::CpuSmall => "tcp_small_cpu_us",
-            Self::CpuChurn => "tcp_churn_cpu_us",
-        }
-    }
-}
 
 /// One value a round, in the order of the rounds.
 #[derive(Default)]
 pub struct Samples {
-    values: BTreeMap<(String, Measure), Vec<f64>>,
+    values: BTreeMap<(String, String), Vec<f64>>,
 }
 
 /// The middle of some values, and their extremes.
@@ -114,22 +17,28 @@ pub struct Middle {
 }
 
 impl Samples {
-    pub fn add(&mut self, name: &str, measure: Measure, value: f64) {
-        self.values.entry((name.to_owned(), measure)).or_default().push(value);
+    /// `key` is a row's name and a figure's key: `http1-small.cpu`.
+    pub fn add(&mut self, peer: &str, key: impl Into<String>, value: f64) {
+        self.values.entry((peer.to_owned(), key.into())).or_default().push(value);
     }
 
     /// By round.
-    pub fn of(&self, name: &str, measure: Measure) -> &[f64] {
-        self.values.get(&(name.to_owned(), measure)).map_or(&[], Vec::as_slice)
+    pub fn of(&self, peer: &str, key: &str) -> &[f64] {
+        self.values.get(&(peer.to_owned(), key.to_owned())).map_or(&[], Vec::as_slice)
     }
 
-    pub fn middle(&self, name: &str, measure: Measure) -> Option<Middle> {
-        Middle::of(self.of(name, measure).to_vec())
+    /// All of a proxy, by key.
+    pub fn all(&self, peer: &str) -> impl Iterator<Item = (&str, &[f64])> {
+        self.values.iter().filter(move |((of, _), _)| of == peer).map(|((_, key), values)| (&**key, &**values))
     }
 
-    /// `name` against `other`, each round by itself.
-    pub fn ratio(&self, name: &str, other: &str, measure: Measure) -> Option<Middle> {
-        let pairs = self.of(name, measure).iter().zip(self.of(other, measure));
+    pub fn middle(&self, peer: &str, key: &str) -> Option<Middle> {
+        Middle::of(self.of(peer, key).to_vec())
+    }
+
+    /// `peer` against `other`, each round by itself.
+    pub fn ratio(&self, peer: &str, other: &str, key: &str) -> Option<Middle> {
+        let pairs = self.of(peer, key).iter().zip(self.of(other, key));
         Middle::of(pairs.map(|(a, b)| a / b).collect())
     }
 }
@@ -153,12 +62,12 @@ mod tests {
         let mut samples = Samples::default();
         // The machine was twice as slow in the second round: the ratio does not know.
         for (ours, theirs) in [(1.0, 4.0), (2.0, 8.0), (3.0, 10.0)] {
-            samples.add("weft", Measure::CpuHttp1, ours);
-            samples.add("envoy", Measure::CpuHttp1, theirs);
+            samples.add("weft", "http1-small.cpu", ours);
+            samples.add("envoy", "http1-small.cpu", theirs);
         }
-        let ratio = samples.ratio("weft", "envoy", Measure::CpuHttp1).unwrap();
+        let ratio = samples.ratio("weft", "envoy", "http1-small.cpu").unwrap();
         assert_eq!((ratio.median, ratio.least, ratio.most), (0.25, 0.25, 0.3));
-        assert_eq!(samples.ratio("weft", "nginx", Measure::CpuHttp1), None);
+        assert_eq!(samples.ratio("weft", "nginx", "http1-small.cpu"), None);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Connection<S> {
     input: Vec<u8>,
     filled: usize,
     pub out: Vec<u8>,
+    /// How much of `out` the socket has taken.
+    sent: usize,
 }
 
 impl<S: Session> Connection<S> {
@@ -42,7 +44,7 @@ impl<S: Session> Connection<S> {
     pub fn new(stream: TcpStream, session: S) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, session, input: vec![0; READ], filled: 0, out: Vec::with_capacity(READ) })
+        Ok(Self { stream, session, input: vec![0; READ], filled: 0, out: Vec::new(), sent: 0 })
     }
 
     /// Reads all that is there and feeds it to the session. Returns how many exchanges ended.
@@ -75,15 +77,15 @@ impl<S: Session> Connection<S> {
     /// # Errors
     /// The connection's.
     pub fn flush(&mut self) -> Result<(), String> {
-        let mut at = 0;
-        while at < self.out.len() {
-            match self.stream.write(&self.out[at..]) {
-                Ok(n) => at += n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+        while self.sent < self.out.len() {
+            match self.stream.write(&self.out[self.sent..]) {
+                Ok(n) => self.sent += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(e.to_string()),
             }
         }
-        self.out.drain(..at);
+        self.out.clear();
+        self.sent = 0;
         Ok(())
     }
 }

@@ -1,18 +1,23 @@
 //! What the proxies forward to: one thread a protocol, answering every request at once with the same small response.
 
-use crate::wire::{Connection, Readiness, Session};
-use std::{collections::HashMap, io, net::TcpListener, thread};
+use super::wire::{Connection, Readiness, Session};
+use std::{
+    collections::HashMap,
+    io,
+    net::{SocketAddr, TcpListener},
+    thread,
+};
 
 const LISTENER: usize = usize::MAX;
 
-/// Serves on `port` of localhost until the process ends, each connection with a session that `make` makes.
+/// Serves at `address` until the process ends, each connection with a session that `make` makes.
 ///
 /// # Errors
 /// The port cannot be had.
-pub fn start<S: Session>(port: u16, make: impl Fn() -> S + Send + 'static) -> io::Result<()> {
-    let listener = TcpListener::bind(("127.0.0.1", port))?;
+pub fn start<S: Session>(address: SocketAddr, make: impl Fn() -> S + Send + 'static) -> io::Result<()> {
+    let listener = TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
-    thread::Builder::new().name(format!("backend-{port}")).spawn(move || serve(&listener, &make))?;
+    thread::Builder::new().name(format!("backend-{}", address.port())).spawn(move || serve(&listener, &make))?;
     Ok(())
 }
 

@@ -95,8 +95,10 @@ fn make(folder: &Path, files: &Files) -> Result<(), Box<dyn std::error::Error>> 
     for name in ["client", "proxy", "backend"] {
         let pair = Pair::of(folder, name);
         let (chain, key) = leaf(name, &issuer)?;
-        fs::write(pair.chain, chain)?;
+        fs::write(pair.chain, &chain)?;
         secret(&pair.key, &key)?;
+        // Both in one, as HAProxy wants it.
+        secret(&folder.join(format!("{name}.pem")), &(chain + &key))?;
     }
     fs::write(&files.authority, certificate)?;
     secret(&files.authority_key, &authority_key)?;

@@ -1,9 +1,10 @@
-//! TLS 1.3 with certificates on both ends around a protocol, without I/O: a [`Session`] in a [`Session`].
+//! TLS 1.3 around a protocol, without I/O: a [`Session`] in a [`Session`].
 //!
-//! Used by the load generator and the backend; `certificates.rs` says who they are. Nothing is resumed, and AES-128 is
-//! all that is offered, so that no proxy is measured with another cipher than the next.
+//! Used by the load generator and the backend; `certificates.rs` says who they are. The client shows its certificate where it is
+//! asked for one. Nothing is resumed, and AES-128 is all that is offered, so that no proxy is measured with another cipher than the
+//! next.
 
-use crate::{certificates::Files, load::Client, wire::Session};
+use super::{Client, certificates::Files, wire::Session};
 use rustls::{
     ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection,
     client::Resumption,
@@ -12,7 +13,7 @@ use rustls::{
         aws_lc_rs::{self, cipher_suite::TLS13_AES_128_GCM_SHA256, kx_group},
     },
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-    server::WebPkiClientVerifier,
+    server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::TLS13,
 };
 use std::{
@@ -26,7 +27,12 @@ pub struct Ends {
     pub client: Arc<ClientConfig>,
     /// The same that offers the post-quantum hybrid first, as Weft does by default.
     pub hybrid_client: Arc<ClientConfig>,
+    /// The first that says in ALPN that it speaks HTTP/2.
+    pub http2_client: Arc<ClientConfig>,
+    /// Wants a certificate.
     pub server: Arc<ServerConfig>,
+    /// Wants none.
+    pub open_server: Arc<ServerConfig>,
 }
 
 impl Ends {
@@ -45,22 +51,29 @@ impl Ends {
                 .with_client_auth_cert(vec![certificate(&files.client.chain)?], key(&files.client.key)?)
                 .map_err(text)?;
             config.resumption = Resumption::disabled();
-            Ok(Arc::new(config))
+            Ok(config)
         };
         let server = provider(&[kx_group::X25519]);
         let verifier =
             WebPkiClientVerifier::builder_with_provider(roots.clone(), server.clone()).build().map_err(text)?;
-        let mut server = ServerConfig::builder_with_provider(server)
-            .with_protocol_versions(&[&TLS13])
-            .map_err(text)?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![certificate(&files.backend.chain)?], key(&files.backend.key)?)
-            .map_err(text)?;
-        server.send_tls13_tickets = 0;
+        let server = |verifier: Arc<dyn ClientCertVerifier>| -> Result<_, String> {
+            let mut config = ServerConfig::builder_with_provider(server.clone())
+                .with_protocol_versions(&[&TLS13])
+                .map_err(text)?
+                .with_client_cert_verifier(verifier)
+                .with_single_cert(vec![certificate(&files.backend.chain)?], key(&files.backend.key)?)
+                .map_err(text)?;
+            config.send_tls13_tickets = 0;
+            Ok(Arc::new(config))
+        };
+        let mut http2_client = client(&[kx_group::X25519])?;
+        http2_client.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Self {
-            client: client(&[kx_group::X25519])?,
-            hybrid_client: client(&[kx_group::X25519MLKEM768, kx_group::X25519])?,
-            server: Arc::new(server),
+            client: Arc::new(client(&[kx_group::X25519])?),
+            hybrid_client: Arc::new(client(&[kx_group::X25519MLKEM768, kx_group::X25519])?),
+            http2_client: Arc::new(http2_client),
+            server: server(verifier)?,
+            open_server: server(Arc::new(NoClientAuth))?,
         })
     }
 }
@@ -96,10 +109,13 @@ pub struct Secure<S> {
 }
 
 impl<S> Secure<S> {
-    pub fn client(config: &Arc<ClientConfig>, session: S) -> Self {
+    /// A client's side around the session that `open` makes, which may have something to say first.
+    pub fn client(config: &Arc<ClientConfig>, open: impl FnOnce(&mut Vec<u8>) -> S) -> Self {
         let name = ServerName::try_from("bench.example").expect("a name");
         let tls = ClientConnection::new(config.clone(), name).expect("a connection of any config");
-        Self::new(tls.into(), session)
+        let mut first = Vec::new();
+        let session = open(&mut first);
+        Self { answer: first, ..Self::new(tls.into(), session) }
     }
 
     pub fn server(config: &Arc<ServerConfig>, session: S) -> Self {
@@ -107,7 +123,8 @@ impl<S> Secure<S> {
         Self::new(tls.into(), session)
     }
 
-    fn new(tls: Connection, session: S) -> Self {
+    fn new(mut tls: Connection, session: S) -> Self {
+        tls.set_buffer_limit(None);
         Self { tls, session, plain: Vec::new(), answer: Vec::new() }
     }
 
@@ -160,13 +177,13 @@ impl<C: Client> Client for Secure<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http1;
+    use crate::talk::http1::{self, Exchange};
 
     #[test]
     fn both_ends_understand_each_other() {
         let folder = std::env::temp_dir().join(format!("weft-benches-{}", std::process::id()));
         let ends = Ends::new(&Files::in_folder(&folder).unwrap()).unwrap();
-        let mut client = Secure::client(&ends.client, http1::Client);
+        let mut client = Secure::client(&ends.client, |_| http1::Client::new(Exchange::Small));
         let mut server = Secure::server(&ends.server, http1::Server::default());
         let (mut up, mut down) = (Vec::new(), Vec::new());
         client.begin(&mut up);

@@ -1,0 +1,59 @@
+//! `weft-control` for what comes from a control plane, the same for every proxy: certificates that rotate, and configuration at scale.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Puts a file into the folder that it serves, whole at once: with that a push begins.
+///
+/// # Errors
+/// It cannot be written.
+pub fn put(folder: &Path, name: &str, text: &str) -> Result<(), String> {
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::write(folder.join(".next"), text))
+        .and_then(|()| fs::rename(folder.join(".next"), folder.join(name)))
+        .map_err(|e| format!("{}: {e}", folder.display()))
+}
+
+/// The control plane's process, killed when dropped.
+pub struct Control(Child);
+
+impl Control {
+    /// Serves what is in `folder`.
+    ///
+    /// # Errors
+    /// It cannot be executed, or does not serve in time.
+    pub fn start(binary: &Path, at: SocketAddr, folder: &Path) -> Result<Self, String> {
+        let child = Command::new(binary)
+            .args(["--listen", &at.to_string(), "--dir"])
+            .arg(folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|e| format!("{}: {e}", binary.display()))?;
+        let control = Self(child);
+        let begin = Instant::now();
+        while TcpStream::connect(at).is_err() {
+            if begin.elapsed() > PATIENCE {
+                return Err(format!("{} does not serve", binary.display()));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(control)
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
