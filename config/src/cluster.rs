@@ -9,6 +9,7 @@ mod dns;
 mod transport_socket;
 
 pub use breakers::{CircuitBreakers, RetryBudget, Thresholds};
+pub(crate) use discovery::metadata_path;
 pub use discovery::{Discovery, Eds, OriginalDst};
 pub use dns::{Dns, DnsLookupFamily};
 pub use transport_socket::{PassTlvs, ProxyProtocol, ProxyProtocolVersion, TransportSocket, TransportSocketMatch};
@@ -178,7 +179,11 @@ impl Cluster {
                 load_balancing_policy,
                 common_lb_config,
                 lb_subset_config,
-                is_original_dst: matches!(discovery, Some(Discovery::OriginalDst(_))),
+                provides: match &discovery {
+                    Some(Discovery::OriginalDst(_)) => Some("an ORIGINAL_DST"),
+                    Some(Discovery::Aggregate(_)) => Some("an aggregate"),
+                    _ => None,
+                },
             },
             cx,
         );
@@ -355,6 +360,7 @@ impl DeprecatedHttp {
                 CommonHttpProtocolOptions::from_proto(common.unwrap_or_default(), cx)
             }),
             upstream: UpstreamHttpProtocolOptions::from_proto(upstream.unwrap_or_default()),
+            hash_policies: Vec::new(),
             protocol: match (selection, http2) {
                 (UseDownstreamProtocol, http2) => {
                     UpstreamProtocol::UseDownstream { http1, http2: Some(http2.unwrap_or_default()) }

@@ -3,7 +3,7 @@
 //!
 //! Invariant: every value here is one that the codecs can take; defaults are Envoy's.
 
-use crate::{Context, string_matcher::StringMatcher};
+use crate::{Context, route::HashPolicy, string_matcher::StringMatcher};
 use std::time::Duration;
 use weft_control_api::envoy::{
     config::core::v3 as core,
@@ -408,6 +408,8 @@ pub struct UpstreamHttpOptions {
     pub common: CommonHttpProtocolOptions,
     pub upstream: UpstreamHttpProtocolOptions,
     pub protocol: UpstreamProtocol,
+    /// In place of the routes'; empty: the routes'.
+    pub hash_policies: Vec<HashPolicy>,
 }
 
 /// `core.v3.UpstreamHttpProtocolOptions`; of use to TLS only.
@@ -463,13 +465,13 @@ impl UpstreamHttpOptions {
         cx.unsupported_if("header_validation_config", header_validation_config.is_some());
         cx.unsupported_if("outlier_detection", outlier_detection.is_some());
         cx.unsupported_if("request_mirror_policies", !request_mirror_policies.is_empty());
-        cx.unsupported_if("hash_policy", !hash_policy.is_empty());
         cx.unsupported_if("retry_policy", retry_policy.is_some());
         Self {
             common: cx.field("common_http_protocol_options", |cx| {
                 CommonHttpProtocolOptions::from_proto(common_http_protocol_options.unwrap_or_default(), cx)
             }),
             upstream: UpstreamHttpProtocolOptions::from_proto(upstream_http_protocol_options.unwrap_or_default()),
+            hash_policies: cx.elements("hash_policy", hash_policy, |cx, p| HashPolicy::from_proto(p, cx)),
             protocol: cx
                 .required("upstream_protocol_options", upstream_protocol_options)
                 .map(|p| UpstreamProtocol::from_proto(p, cx))

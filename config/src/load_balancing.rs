@@ -1,32 +1,24 @@
 //! How a cluster picks a host: `lb_policy`, `load_balancing_policy`, `common_lb_config` and their kin.
 //!
-//! The deprecated fields and the extensible ones come out as one [`LoadBalancing`].
+//! The deprecated fields ([`legacy`]) and the extensible ones ([`extension`]) come out as one [`LoadBalancing`].
 
-use crate::{Context, endpoint::HealthStatus, http_protocol_options::percent};
+mod extension;
+mod legacy;
+mod subset;
+
+pub use subset::{FallbackPolicy, SelectorFallback, Subset, SubsetSelector};
+
+use crate::{Context, endpoint::HealthStatus, http_protocol_options::percent, route::HashPolicy};
 use std::time::Duration;
-use weft_control_api::{
-    Any,
-    envoy::{
-        config::{
-            cluster::v3::{self as pb, cluster},
-            core::v3 as core,
-        },
-        extensions::load_balancing_policies::{
-            cluster_provided::v3::ClusterProvided,
-            common::v3::{LocalityLbConfig, SlowStartConfig, locality_lb_config},
-            least_request::v3::{self as least_request, LeastRequest},
-            random::v3::Random,
-            round_robin::v3::RoundRobin,
-            wrr_locality::v3::WrrLocality,
-        },
-    },
+use weft_control_api::envoy::config::{
+    cluster::v3::{self as pb, cluster},
+    core::v3 as core,
 };
 
 /// Everything that decides the pick.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct LoadBalancing {
     pub policy: LbPolicy,
-    pub locality: LocalityLb,
     /// Percent of hosts available below which health is not looked at; default 50.
     pub healthy_panic_threshold: f64,
     /// Host sets that change health, weight or metadata only are applied together once in this time; zero: at once.
@@ -37,55 +29,194 @@ pub struct LoadBalancing {
     pub override_host_status: Vec<HealthStatus>,
 }
 
+/// A policy with how it looks at localities.
+#[derive(Clone, Debug, Default)]
+pub struct LbPolicy {
+    pub kind: PolicyKind,
+    pub locality: LocalityLb,
+}
+
 /// The policy within a priority, or within a locality where these are weighted.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum LbPolicy {
-    RoundRobin,
-    LeastRequest {
-        /// Hosts to compare; at least 2. `None`: all of them.
-        choice_count: Option<u32>,
-        /// How much active requests count against the weight.
-        active_request_bias: f64,
+#[derive(Clone, Debug)]
+pub enum PolicyKind {
+    RoundRobin {
+        slow_start: Option<SlowStart>,
     },
+    LeastRequest(LeastRequest),
     Random,
-    /// The cluster's own: ORIGINAL_DST.
+    RingHash(RingHash),
+    Maglev(Maglev),
+    /// Round robin by weights that hosts report of themselves.
+    ClientSideWeightedRoundRobin(Box<ClientSideWeightedRoundRobin>),
+    /// Another policy among the hosts that have the metadata which the request asks for.
+    Subset(Box<Subset>),
+    /// The host that the request names, or another policy's.
+    OverrideHost(Box<OverrideHost>),
+    /// The cluster's own: ORIGINAL_DST and aggregates.
     ClusterProvided,
 }
 
-/// How localities of one priority share traffic.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum LocalityLb {
-    /// By their hosts.
-    #[default]
-    None,
-    /// By their weights.
-    Weighted,
-    /// Prefer our own zone, where a local cluster is named.
-    ZoneAware {
-        /// Percent.
-        routing_enabled: f64,
-        min_cluster_size: u64,
-        fail_traffic_on_panic: bool,
-    },
+impl Default for PolicyKind {
+    fn default() -> Self {
+        Self::RoundRobin { slow_start: None }
+    }
 }
 
-const ROUND_ROBIN: &str = "envoy.load_balancing_policies.round_robin";
-const LEAST_REQUEST: &str = "envoy.load_balancing_policies.least_request";
-const RANDOM: &str = "envoy.load_balancing_policies.random";
-const CLUSTER_PROVIDED: &str = "envoy.load_balancing_policies.cluster_provided";
-const WRR_LOCALITY: &str = "envoy.load_balancing_policies.wrr_locality";
-/// Policies that are known by name but not implemented: they must not be passed over in favour of a later one.
-const UNSUPPORTED: [&str; 9] = [
-    "client_side_weighted_round_robin",
-    "dynamic_modules",
-    "load_aware_locality",
-    "maglev",
-    "override_host",
-    "ring_hash",
-    "subset",
-    "consistent_hashing",
-    "pick_first",
-];
+#[derive(Clone, Debug, PartialEq)]
+pub struct LeastRequest {
+    /// Hosts to compare; at least 2. `None`: all of them.
+    pub choice_count: Option<u32>,
+    /// How much active requests count against the weight.
+    pub active_request_bias: f64,
+    pub slow_start: Option<SlowStart>,
+}
+
+impl Default for LeastRequest {
+    fn default() -> Self {
+        Self { choice_count: Some(2), active_request_bias: 1.0, slow_start: None }
+    }
+}
+
+/// Hosts that are new get their weight by and by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlowStart {
+    /// Greater than zero.
+    pub window: Duration,
+    /// Greater than zero; 1: linear.
+    pub aggression: f64,
+    /// The share of its weight that a host begins with: 0 to 1.
+    pub min_weight: f64,
+}
+
+#[derive(Clone, Debug)]
+pub struct RingHash {
+    pub function: HashFunction,
+    /// Entries; default 1024.
+    pub minimum_ring_size: u64,
+    /// Entries; default 8 Mi.
+    pub maximum_ring_size: u64,
+    pub hashing: ConsistentHashing,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HashFunction {
+    #[default]
+    XxHash64,
+    MurmurHash2,
+}
+
+#[derive(Clone, Debug)]
+pub struct Maglev {
+    /// A prime; default 65537.
+    pub table_size: u64,
+    pub hashing: ConsistentHashing,
+}
+
+/// What ring hash and Maglev have in common.
+#[derive(Clone, Debug, Default)]
+pub struct ConsistentHashing {
+    /// Hosts stand by their names, not by their addresses.
+    pub use_hostname: bool,
+    /// Percent of the average load that a host may have; `None`: any.
+    pub balance_factor: Option<u32>,
+    /// In place of the route's; empty: the route's.
+    pub hash_policies: Vec<HashPolicy>,
+}
+
+/// `client_side_weighted_round_robin`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientSideWeightedRoundRobin {
+    /// Reports of a host count only once they came for so long; default 10 s.
+    pub blackout_period: Duration,
+    /// A weight that is older is forgotten; default 3 min, zero: never.
+    pub weight_expiration_period: Duration,
+    /// Default 1 s, at least 100 ms.
+    pub weight_update_period: Duration,
+    /// How much errors count as utilization; default 1.
+    pub error_utilization_penalty: f64,
+    /// Where application utilization is not reported; `named_metrics.X`, `cpu_utilization` and the like.
+    pub metric_names: Vec<String>,
+    pub slow_start: Option<SlowStart>,
+}
+
+/// `override_host`.
+#[derive(Clone, Debug)]
+pub struct OverrideHost {
+    /// The first that gives addresses counts.
+    pub sources: Vec<OverrideSource>,
+    pub fallback: LbPolicy,
+}
+
+/// Where the addresses of wanted hosts stand, separated by commas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OverrideSource {
+    Header(http::HeaderName),
+    /// Dynamic metadata: the filter's name, and the keys below.
+    Metadata(String, Vec<String>),
+}
+
+/// How localities of one priority share traffic.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LocalityLb {
+    /// By their weights.
+    Weighted,
+    /// Prefer our own zone, where a local cluster is named; else by their hosts.
+    ZoneAware(ZoneAware),
+}
+
+impl Default for LocalityLb {
+    fn default() -> Self {
+        Self::ZoneAware(ZoneAware::default())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ZoneAware {
+    /// Percent; default 100.
+    pub routing_enabled: f64,
+    /// Default 6.
+    pub min_cluster_size: u64,
+    pub fail_traffic_on_panic: bool,
+    /// All goes to our own zone while there is any host.
+    pub force_locality_direct_routing: bool,
+    /// All goes to our own zone while there are so many hosts.
+    pub force_local_zone_min_size: Option<u32>,
+    /// Zones count by the weights of their hosts.
+    pub by_weight: bool,
+}
+
+impl Default for ZoneAware {
+    fn default() -> Self {
+        Self {
+            routing_enabled: 100.0,
+            min_cluster_size: 6,
+            fail_traffic_on_panic: false,
+            force_locality_direct_routing: false,
+            force_local_zone_min_size: None,
+            by_weight: false,
+        }
+    }
+}
+
+impl LbPolicy {
+    /// The policy that picks among the hosts that are left, below those that narrow them down.
+    pub fn innermost(&self) -> &Self {
+        match &self.kind {
+            PolicyKind::Subset(subset) => subset.policy.innermost(),
+            PolicyKind::OverrideHost(over) => over.fallback.innermost(),
+            _ => self,
+        }
+    }
+
+    /// What ring hash and Maglev have in common, if it is one of these.
+    pub fn hashing(&self) -> Option<&ConsistentHashing> {
+        match &self.innermost().kind {
+            PolicyKind::RingHash(ring) => Some(&ring.hashing),
+            PolicyKind::Maglev(maglev) => Some(&maglev.hashing),
+            _ => None,
+        }
+    }
+}
 
 /// The fields of a cluster that this module reads.
 pub(crate) struct Fields {
@@ -94,46 +225,55 @@ pub(crate) struct Fields {
     pub load_balancing_policy: Option<pb::LoadBalancingPolicy>,
     pub common_lb_config: Option<cluster::CommonLbConfig>,
     pub lb_subset_config: Option<cluster::LbSubsetConfig>,
-    pub is_original_dst: bool,
+    /// The cluster's type brings a policy of its own, and takes no other.
+    pub provides: Option<&'static str>,
+}
+
+/// `common_lb_config` but for what goes into [`LoadBalancing`] as it is.
+struct Shared {
+    locality: Option<LocalityLb>,
+    hashing: Option<ConsistentHashing>,
 }
 
 impl LoadBalancing {
     /// Reads the load balancing part of a cluster. `original_dst_lb_config` is read with the cluster's type.
     pub(crate) fn from_proto(p: Fields, cx: &mut Context) -> Self {
-        let Fields { lb_policy, lb_config, load_balancing_policy, common_lb_config, lb_subset_config, is_original_dst } =
-            p;
-        let subsets = lb_subset_config.is_some_and(|p| !p.subset_selectors.is_empty());
-        cx.unsupported_if("lb_subset_config", subsets);
-        let has_common = common_lb_config.is_some();
-        let mut this = Self::common(common_lb_config.unwrap_or_default(), cx);
+        let Fields { lb_policy, lb_config, load_balancing_policy, common_lb_config, lb_subset_config, provides } = p;
+        let (mut this, shared) = Self::common(common_lb_config.unwrap_or_default(), cx);
         if let Some(policy) = load_balancing_policy {
-            if has_common && this.locality != LocalityLb::None {
+            if shared.locality.is_some() || shared.hashing.is_some() {
                 cx.problem_at(
                     "common_lb_config",
-                    "locality settings are part of load_balancing_policy when that is set",
+                    "cluster: load_balancing_policy cannot be combined with partial fields (zone_aware_lb_config, \
+                     locality_weighted_lb_config, consistent_hashing_lb_config) of common_lb_config",
                 );
             }
-            if let Some((policy, locality)) = cx.field("load_balancing_policy", |cx| read_policy(policy, cx)) {
-                (this.policy, this.locality) = (policy, locality);
+            if lb_subset_config.is_some_and(|p| !p.subset_selectors.is_empty()) {
+                cx.problem_at(
+                    "lb_subset_config",
+                    "cluster: cannot use load_balancing_policy together with lb_subset_config",
+                );
+            }
+            if let Some(policy) = cx.field("load_balancing_policy", |cx| extension::read(policy, cx)) {
+                this.policy = policy;
             }
         } else {
-            this.policy = legacy(lb_policy, lb_config, cx);
+            this.policy = legacy::read(lb_policy, lb_config, shared, lb_subset_config, cx);
         }
-        match (this.policy, is_original_dst) {
-            (LbPolicy::ClusterProvided, false) => {
+        match (&this.policy.kind, provides) {
+            (PolicyKind::ClusterProvided, None) => {
                 cx.problem_at("lb_policy", "cluster: LB policy CLUSTER_PROVIDED is not valid for this cluster type");
             }
-            (LbPolicy::ClusterProvided, true) => {}
-            (_, true) => {
-                cx.problem_at("lb_policy", "cluster: an ORIGINAL_DST cluster takes LB policy CLUSTER_PROVIDED only")
+            (PolicyKind::ClusterProvided, Some(_)) | (_, None) => {}
+            (_, Some(kind)) => {
+                cx.problem_at("lb_policy", format!("cluster: {kind} cluster takes LB policy CLUSTER_PROVIDED only"))
             }
-            _ => {}
         }
         this
     }
 
-    fn common(p: cluster::CommonLbConfig, cx: &mut Context) -> Self {
-        use cluster::common_lb_config::LocalityConfigSpecifier;
+    fn common(p: cluster::CommonLbConfig, cx: &mut Context) -> (Self, Shared) {
+        use cluster::common_lb_config::{ConsistentHashingLbConfig, LocalityConfigSpecifier, ZoneAwareLbConfig};
         let cluster::CommonLbConfig {
             healthy_panic_threshold,
             update_merge_window,
@@ -144,27 +284,30 @@ impl LoadBalancing {
             locality_config_specifier,
         } = p;
         cx.field("common_lb_config", |cx| {
-            cx.unsupported_if("consistent_hashing_lb_config", consistent_hashing_lb_config.is_some());
-            let override_host_status = override_host_status.map(|core::HealthStatusSet { statuses }| statuses);
-            Self {
-                policy: LbPolicy::RoundRobin,
-                locality: match locality_config_specifier {
-                    None => LocalityLb::None,
-                    Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => LocalityLb::Weighted,
-                    Some(LocalityConfigSpecifier::ZoneAwareLbConfig(p)) => {
-                        let cluster::common_lb_config::ZoneAwareLbConfig {
-                            routing_enabled,
-                            min_cluster_size,
-                            fail_traffic_on_panic,
-                        } = p;
-                        LocalityLb::ZoneAware {
-                            routing_enabled: percent("zone_aware_lb_config.routing_enabled", routing_enabled, cx)
-                                .unwrap_or(100.0),
-                            min_cluster_size: min_cluster_size.unwrap_or(6),
-                            fail_traffic_on_panic,
-                        }
-                    }
+            let locality = locality_config_specifier.map(|specifier| match specifier {
+                LocalityConfigSpecifier::LocalityWeightedLbConfig(_) => LocalityLb::Weighted,
+                LocalityConfigSpecifier::ZoneAwareLbConfig(ZoneAwareLbConfig {
+                    routing_enabled,
+                    min_cluster_size,
+                    fail_traffic_on_panic,
+                }) => LocalityLb::ZoneAware(ZoneAware {
+                    routing_enabled: percent("zone_aware_lb_config.routing_enabled", routing_enabled, cx)
+                        .unwrap_or(100.0),
+                    min_cluster_size: min_cluster_size.unwrap_or(6),
+                    fail_traffic_on_panic,
+                    ..ZoneAware::default()
+                }),
+            });
+            let hashing = consistent_hashing_lb_config.map(
+                |ConsistentHashingLbConfig { use_hostname_for_hashing, hash_balance_factor }| ConsistentHashing {
+                    use_hostname: use_hostname_for_hashing,
+                    balance_factor: hash_balance_factor.filter(|factor| *factor > 0),
+                    hash_policies: Vec::new(),
                 },
+            );
+            let statuses = override_host_status.map(|core::HealthStatusSet { statuses }| statuses);
+            let this = Self {
+                policy: LbPolicy::default(),
                 healthy_panic_threshold: percent("healthy_panic_threshold", healthy_panic_threshold, cx)
                     .unwrap_or(50.0),
                 update_merge_window: cx
@@ -172,62 +315,72 @@ impl LoadBalancing {
                     .unwrap_or(Duration::from_secs(1)),
                 ignore_new_hosts_until_first_hc,
                 close_connections_on_host_set_change,
-                override_host_status: cx.elements(
-                    "override_host_status",
-                    override_host_status.unwrap_or_default(),
-                    |cx, p| {
-                        Some(match cx.enumeration("statuses", p) {
-                            core::HealthStatus::Unknown => HealthStatus::Unknown,
-                            core::HealthStatus::Healthy => HealthStatus::Healthy,
-                            core::HealthStatus::Unhealthy => HealthStatus::Unhealthy,
-                            core::HealthStatus::Draining => HealthStatus::Draining,
-                            core::HealthStatus::Timeout => HealthStatus::Timeout,
-                            core::HealthStatus::Degraded => HealthStatus::Degraded,
-                        })
-                    },
-                ),
-            }
+                override_host_status: cx.elements("override_host_status", statuses.unwrap_or_default(), |cx, p| {
+                    Some(match cx.enumeration("statuses", p) {
+                        core::HealthStatus::Unknown => HealthStatus::Unknown,
+                        core::HealthStatus::Healthy => HealthStatus::Healthy,
+                        core::HealthStatus::Unhealthy => HealthStatus::Unhealthy,
+                        core::HealthStatus::Draining => HealthStatus::Draining,
+                        core::HealthStatus::Timeout => HealthStatus::Timeout,
+                        core::HealthStatus::Degraded => HealthStatus::Degraded,
+                    })
+                }),
+            };
+            (this, Shared { locality, hashing })
         })
     }
 }
 
-/// `lb_policy` with its `*_lb_config`.
-fn legacy(lb_policy: i32, lb_config: Option<cluster::LbConfig>, cx: &mut Context) -> LbPolicy {
-    let policy = match cx.enumeration("lb_policy", lb_policy) {
-        cluster::LbPolicy::RoundRobin => LbPolicy::RoundRobin,
-        cluster::LbPolicy::LeastRequest => LbPolicy::LeastRequest { choice_count: Some(2), active_request_bias: 1.0 },
-        cluster::LbPolicy::Random => LbPolicy::Random,
-        cluster::LbPolicy::ClusterProvided => LbPolicy::ClusterProvided,
-        other @ (cluster::LbPolicy::RingHash | cluster::LbPolicy::Maglev) => {
-            cx.problem_at("lb_policy", format!("{} is not supported", other.as_str_name()));
-            LbPolicy::Random
+impl RingHash {
+    fn new(
+        function: HashFunction,
+        minimum_ring_size: Option<u64>,
+        maximum_ring_size: Option<u64>,
+        hashing: ConsistentHashing,
+        cx: &mut Context,
+    ) -> Self {
+        let (minimum_ring_size, maximum_ring_size) =
+            (minimum_ring_size.unwrap_or(1024), maximum_ring_size.unwrap_or(8 << 20));
+        if minimum_ring_size > maximum_ring_size {
+            cx.problem_at(
+                "minimum_ring_size",
+                format!("ring hash: minimum_ring_size ({minimum_ring_size}) > maximum_ring_size ({maximum_ring_size})"),
+            );
         }
-        cluster::LbPolicy::LoadBalancingPolicyConfig => {
-            cx.problem_at("load_balancing_policy", "cluster: field load_balancing_policy need to be set");
-            LbPolicy::Random
+        Self { function, minimum_ring_size, maximum_ring_size, hashing }
+    }
+}
+
+impl Maglev {
+    fn new(table_size: Option<u64>, hashing: ConsistentHashing, cx: &mut Context) -> Self {
+        let table_size = table_size.unwrap_or(65537);
+        let is_prime = table_size > 1 && (2..).take_while(|n| n * n <= table_size).all(|n| !table_size.is_multiple_of(n));
+        if !is_prime {
+            cx.problem_at("table_size", format!("found {table_size}: the table size of maglev must be a prime number"));
         }
-    };
-    match lb_config {
-        Some(cluster::LbConfig::LeastRequestLbConfig(p)) => cx.field("least_request_lb_config", |cx| {
-            let cluster::LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = p;
-            cx.unsupported_if("slow_start_config", slow_start_config.is_some());
-            let least = LbPolicy::LeastRequest {
-                choice_count: Some(choices(choice_count, cx)),
-                active_request_bias: bias(active_request_bias, cx),
-            };
-            if matches!(policy, LbPolicy::LeastRequest { .. }) { least } else { policy }
-        }),
-        Some(cluster::LbConfig::RoundRobinLbConfig(cluster::RoundRobinLbConfig { slow_start_config })) => {
-            cx.unsupported_if("round_robin_lb_config.slow_start_config", slow_start_config.is_some());
-            policy
-        }
-        // Of use to policies that were refused above, and to ORIGINAL_DST, which reads its own.
-        Some(
-            cluster::LbConfig::RingHashLbConfig(_)
-            | cluster::LbConfig::MaglevLbConfig(_)
-            | cluster::LbConfig::OriginalDstLbConfig(_),
-        )
-        | None => policy,
+        Self { table_size, hashing }
+    }
+}
+
+impl SlowStart {
+    /// `None` without a window.
+    fn new(
+        window: Option<weft_control_api::Duration>,
+        aggression: Option<core::RuntimeDouble>,
+        min_weight_percent: Option<weft_control_api::envoy::r#type::v3::Percent>,
+        cx: &mut Context,
+    ) -> Option<Self> {
+        cx.field("slow_start_config", |cx| {
+            let window = cx.duration("slow_start_window", window).unwrap_or_default();
+            let aggression = aggression.map_or(1.0, |core::RuntimeDouble { default_value, runtime_key }| {
+                cx.ignored_if("aggression.runtime_key", !runtime_key.is_empty());
+                default_value
+            });
+            let min_weight = percent("min_weight_percent", min_weight_percent, cx).unwrap_or(10.0) / 100.0;
+            // Envoy takes an aggression that means nothing for 1.
+            let aggression = if aggression > 0.0 { aggression } else { 1.0 };
+            (!window.is_zero()).then_some(Self { window, aggression, min_weight })
+        })
     }
 }
 
@@ -247,156 +400,5 @@ fn bias(p: Option<core::RuntimeDouble>, cx: &mut Context) -> f64 {
     default_value
 }
 
-/// The first policy of the list that is known.
-fn read_policy(p: pb::LoadBalancingPolicy, cx: &mut Context) -> Option<(LbPolicy, LocalityLb)> {
-    let pb::LoadBalancingPolicy { policies } = p;
-    let mut names = Vec::new();
-    for (i, pb::load_balancing_policy::Policy { typed_extension_config }) in policies.into_iter().enumerate() {
-        let read = cx.element("policies", i, |cx| {
-            let config = cx.required("typed_extension_config", typed_extension_config)?;
-            cx.field("typed_extension_config", |cx| {
-                let core::TypedExtensionConfig { name, typed_config } = config;
-                let read = known(&name, typed_config.unwrap_or_default(), cx);
-                names.push(name);
-                read
-            })
-        });
-        if let Some(read) = read {
-            return read;
-        }
-    }
-    if !cx.has_problems() {
-        cx.problem(format!("Didn't find a registered load balancer factory with names from [{}]", names.join(", ")));
-    }
-    None
-}
-
-/// The policy, if it is one that is known; `Some(None)` if it is and something is wrong with it.
-fn known(name: &str, any: Any, cx: &mut Context) -> Option<Option<(LbPolicy, LocalityLb)>> {
-    let type_name = any.type_url.rsplit('/').next().unwrap_or_default();
-    let package = type_name.strip_prefix("envoy.extensions.load_balancing_policies.").and_then(|t| t.split('.').next());
-    let by_type = package.map(|package| format!("envoy.load_balancing_policies.{package}"));
-    let name = by_type.as_deref().unwrap_or(name);
-    let read = |cx: &mut Context| -> Option<(LbPolicy, LocalityLb)> {
-        let slow_start =
-            |p: Option<SlowStartConfig>, cx: &mut Context| cx.unsupported_if("slow_start_config", p.is_some());
-        Some(match name {
-            ROUND_ROBIN => {
-                let RoundRobin { slow_start_config, locality_lb_config } = unpacked(&any, cx)?;
-                slow_start(slow_start_config, cx);
-                (LbPolicy::RoundRobin, locality(locality_lb_config, cx))
-            }
-            LEAST_REQUEST => {
-                let LeastRequest {
-                    choice_count,
-                    active_request_bias,
-                    slow_start_config,
-                    locality_lb_config,
-                    enable_full_scan,
-                    selection_method,
-                } = unpacked(&any, cx)?;
-                slow_start(slow_start_config, cx);
-                let method: least_request::least_request::SelectionMethod =
-                    cx.enumeration("selection_method", selection_method);
-                let full = enable_full_scan.unwrap_or_default()
-                    || method == least_request::least_request::SelectionMethod::FullScan;
-                let count = choices(choice_count, cx);
-                let policy = LbPolicy::LeastRequest {
-                    choice_count: (!full).then_some(count),
-                    active_request_bias: bias(active_request_bias, cx),
-                };
-                (policy, locality(locality_lb_config, cx))
-            }
-            RANDOM => {
-                let Random { locality_lb_config } = unpacked(&any, cx)?;
-                (LbPolicy::Random, locality(locality_lb_config, cx))
-            }
-            CLUSTER_PROVIDED => {
-                let ClusterProvided {} = unpacked(&any, cx)?;
-                (LbPolicy::ClusterProvided, LocalityLb::None)
-            }
-            _ => {
-                let WrrLocality { endpoint_picking_policy } = unpacked(&any, cx)?;
-                let child = cx.required("endpoint_picking_policy", endpoint_picking_policy)?;
-                let (policy, _) = cx.field("endpoint_picking_policy", |cx| read_policy(child, cx))?;
-                (policy, LocalityLb::Weighted)
-            }
-        })
-    };
-    match name {
-        ROUND_ROBIN | LEAST_REQUEST | RANDOM | CLUSTER_PROVIDED | WRR_LOCALITY => Some(read(cx)),
-        _ => {
-            let unsupported =
-                UNSUPPORTED.iter().any(|short| name.strip_prefix("envoy.load_balancing_policies.") == Some(short));
-            if unsupported {
-                cx.problem(format!("{name} is not supported"));
-            }
-            unsupported.then_some(None)
-        }
-    }
-}
-
-/// The policy's configuration; without any, all its defaults.
-fn unpacked<M: prost::Message + prost::Name + Default>(any: &Any, cx: &mut Context) -> Option<M> {
-    if any.type_url.is_empty() { Some(M::default()) } else { cx.unpack("typed_config", any) }
-}
-
-fn locality(p: Option<LocalityLbConfig>, cx: &mut Context) -> LocalityLb {
-    use locality_lb_config::{LocalityConfigSpecifier, ZoneAwareLbConfig};
-    let Some(LocalityLbConfig { locality_config_specifier }) = p else { return LocalityLb::None };
-    match locality_config_specifier {
-        None => LocalityLb::None,
-        Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => LocalityLb::Weighted,
-        Some(LocalityConfigSpecifier::ZoneAwareLbConfig(p)) => {
-            cx.field("locality_lb_config.zone_aware_lb_config", |cx| {
-                let ZoneAwareLbConfig {
-                    routing_enabled,
-                    min_cluster_size,
-                    fail_traffic_on_panic,
-                    force_locality_direct_routing,
-                    force_local_zone,
-                    locality_basis,
-                } = p;
-                cx.unsupported_if("force_locality_direct_routing", force_locality_direct_routing);
-                cx.unsupported_if("force_local_zone", force_local_zone.is_some());
-                cx.unsupported_if("locality_basis", locality_basis != 0);
-                LocalityLb::ZoneAware {
-                    routing_enabled: percent("routing_enabled", routing_enabled, cx).unwrap_or(100.0),
-                    min_cluster_size: min_cluster_size.unwrap_or(6),
-                    fail_traffic_on_panic,
-                }
-            })
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(policies: &[(&str, &str)]) -> Result<LbPolicy, Vec<String>> {
-        let policy = |(name, message): &(&str, &str)| pb::load_balancing_policy::Policy {
-            typed_extension_config: Some(core::TypedExtensionConfig {
-                name: (*name).into(),
-                typed_config: Some(Any { type_url: format!("type.googleapis.com/{message}"), value: Vec::new() }),
-            }),
-        };
-        let mut cx = Context::new();
-        let p = pb::LoadBalancingPolicy { policies: policies.iter().map(policy).collect() };
-        let read = read_policy(p, &mut cx).map(|(policy, _)| policy);
-        cx.finish(read).map(|(policy, _)| policy).map_err(|all| all.iter().map(ToString::to_string).collect())
-    }
-
-    #[test]
-    fn the_first_known_policy_counts() {
-        let least = "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest";
-        let default = LbPolicy::LeastRequest { choice_count: Some(2), active_request_bias: 1.0 };
-        assert_eq!(read(&[("mine", "acme.Policy"), ("lr", least)]), Ok(default));
-        let ring = "envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash";
-        assert_eq!(
-            read(&[("rh", ring), ("lr", least)]).unwrap_err(),
-            ["policies[0].typed_extension_config: envoy.load_balancing_policies.ring_hash is not supported"]
-        );
-        assert_eq!(read(&[("mine", "acme.Policy")]).unwrap_err().len(), 1);
-    }
-}
+mod tests;

@@ -1,5 +1,6 @@
 //! HTTP: messages, bodies, the codecs of both versions on both sides, and the connection manager.
 
+pub mod balancing;
 pub mod body;
 pub mod client_cert;
 pub mod codec;
@@ -11,6 +12,7 @@ pub mod dispatch;
 pub mod grpc;
 pub mod h1;
 pub mod h2;
+pub mod hash_policy;
 pub mod header_names;
 pub mod header_rules;
 pub mod local_reply;

@@ -6,7 +6,9 @@ use weft_control_api::{
     Any,
     envoy::{
         config::cluster::v3::cluster::{self as pb, ClusterDiscoveryType, DiscoveryType},
-        extensions::clusters::{dns::v3::DnsCluster, original_dst::v3::OriginalDstCluster},
+        extensions::clusters::{
+            aggregate::v3::ClusterConfig, dns::v3::DnsCluster, original_dst::v3::OriginalDstCluster,
+        },
         r#type::metadata::v3::{self as metadata, MetadataKey},
     },
 };
@@ -19,6 +21,8 @@ pub enum Discovery {
     LogicalDns(Dns),
     Eds(Eds),
     OriginalDst(OriginalDst),
+    /// Other clusters by name, the most preferred first.
+    Aggregate(Vec<String>),
 }
 
 /// `EdsClusterConfig`.
@@ -110,6 +114,11 @@ impl Discovery {
                     cx.problem_at("load_assignment", "ORIGINAL_DST clusters must have no load assignment configured");
                 }
             }
+            Self::Aggregate(_) => {
+                if is_set {
+                    cx.problem_at("load_assignment", "aggregate clusters have the hosts of other clusters");
+                }
+            }
         }
     }
 }
@@ -154,6 +163,13 @@ fn extension(name: &str, config: Option<Any>, cx: &mut Context) -> Option<Extens
             let p = cx.unpack("typed_config", any)?;
             let read = cx.field("typed_config", |cx| OriginalDst::from_proto(p, cx));
             Some(Extension::Read(Box::new(Discovery::OriginalDst(read))))
+        }
+        ("envoy.extensions.clusters.aggregate.v3.ClusterConfig", Some(any)) => {
+            let ClusterConfig { clusters } = cx.unpack("typed_config", any)?;
+            if clusters.is_empty() {
+                cx.problem_at("typed_config.clusters", "must name at least one cluster");
+            }
+            Some(Extension::Read(Box::new(Discovery::Aggregate(clusters))))
         }
         ("", None) => match name {
             "envoy.cluster.static" => Some(Extension::Like(DiscoveryType::Static)),
@@ -213,21 +229,23 @@ impl OriginalDst {
             }
             read
         });
-        let metadata_key = metadata_key.map(|MetadataKey { key, path }| {
-            cx.field("metadata_key", |cx| {
-                let path = cx.elements("path", path, |cx, p| {
-                    use metadata::metadata_key::path_segment::Segment;
-                    match cx.required("segment", p.segment)? {
-                        Segment::Key(key) => Some(key),
-                        Segment::Index(_) => {
-                            cx.unsupported_if("index", true);
-                            None
-                        }
-                    }
-                });
-                (key, path)
-            })
-        });
+        let metadata_key = metadata_key.map(|p| cx.field("metadata_key", |cx| metadata_path(p, cx)));
         Self { http_header_name: header.filter(|_| use_http_header), upstream_port_override, metadata_key }
     }
+}
+
+/// Where a value stands in dynamic metadata: the filter's name, and the keys below.
+pub(crate) fn metadata_path(p: MetadataKey, cx: &mut Context) -> (String, Vec<String>) {
+    let MetadataKey { key, path } = p;
+    let path = cx.elements("path", path, |cx, p| {
+        use metadata::metadata_key::path_segment::Segment;
+        match cx.required("segment", p.segment)? {
+            Segment::Key(key) => Some(key),
+            Segment::Index(_) => {
+                cx.unsupported_if("index", true);
+                None
+            }
+        }
+    });
+    (key, path)
 }

@@ -122,7 +122,7 @@ pub struct HashPolicy {
 
 #[derive(Clone, Debug)]
 pub enum HashSource {
-    Header { name: HeaderName, rewrite: Option<RegexRewrite> },
+    Header { key: HeaderKey, rewrite: Option<RegexRewrite> },
     Cookie { name: String, ttl: Option<Duration>, path: String, attributes: Vec<(String, String)> },
     SourceIp,
     QueryParameter(String),
@@ -492,20 +492,17 @@ impl MirrorPolicy {
 }
 
 impl HashPolicy {
-    fn from_proto(p: pb::route_action::HashPolicy, cx: &mut Context) -> Option<Self> {
+    pub(crate) fn from_proto(p: pb::route_action::HashPolicy, cx: &mut Context) -> Option<Self> {
         use pb::route_action::hash_policy::{self, PolicySpecifier as Specifier};
         let pb::route_action::HashPolicy { terminal, policy_specifier } = p;
         let source = match cx.required("policy_specifier", policy_specifier)? {
             Specifier::Header(hash_policy::Header { header_name, regex_rewrite }) => cx.field("header", |cx| {
-                let Ok(name) = HeaderName::try_from(&header_name) else {
-                    cx.problem_at("header_name", format!("found {header_name:?}, which is no header name"));
-                    return None;
-                };
+                let key = HeaderKey::read("header_name", &header_name, cx)?;
                 let rewrite = match regex_rewrite {
                     Some(p) => Some(cx.field("regex_rewrite", |cx| RegexRewrite::from_proto(p, cx))?),
                     None => None,
                 };
-                Some(HashSource::Header { name, rewrite })
+                Some(HashSource::Header { key, rewrite })
             })?,
             Specifier::Cookie(hash_policy::Cookie { name, ttl, path, attributes }) => HashSource::Cookie {
                 name,

@@ -133,9 +133,8 @@ pub(super) fn locality(host: &Host) -> core::Locality {
 pub(super) fn shown_health(host: &Host) -> core::HealthStatus {
     match host.eds_health {
         HealthStatus::Unknown | HealthStatus::Healthy => core::HealthStatus::Healthy,
-        HealthStatus::Unhealthy => core::HealthStatus::Unhealthy,
+        HealthStatus::Unhealthy | HealthStatus::Timeout => core::HealthStatus::Unhealthy,
         HealthStatus::Draining => core::HealthStatus::Draining,
-        HealthStatus::Timeout => core::HealthStatus::Timeout,
         HealthStatus::Degraded => core::HealthStatus::Degraded,
     }
 }

@@ -118,6 +118,7 @@ impl ServerView for Fake {
             names.intern("c1"),
             Arc::new(config),
             None,
+            None,
             false,
             &crate::transport::tls::secrets::NoSecrets,
             &mut Context::new(),

@@ -2,6 +2,7 @@
 
 use super::{
     Body, ResponseEvent, ResponseHead,
+    balancing::Balancing,
     deadlines::Deadline,
     deadlines::Deadlines,
     header_names::*,
@@ -173,6 +174,7 @@ async fn forward_request(
             matched.route.request_buffer_limit.unwrap_or(stream.connection.manager.buffer_limit as u64),
         );
     }
+    stream.balancing = Balancing::of(stream, &cluster, forward);
     shadow::start(stream, forward, request);
 
     let outcome = attempts(stream, &cluster, forward, &timeouts, request, responder).await;
@@ -250,6 +252,9 @@ async fn connect(
         connection: Some(&connection.info),
         request: Some(&stream.request),
         dynamic_metadata: Some(&stream.info.dynamic_metadata),
+        hash: stream.balancing.hash,
+        metadata_match: stream.balancing.metadata_match(stream.route.as_deref()),
+        attempt: stream.info.attempt_count.saturating_sub(1),
         ..LbContext::default()
     };
     let Some(host) = cluster.choose_host(&context) else {
@@ -392,6 +397,7 @@ async fn respond(
         head.headers
             .insert(ENVOY_UPSTREAM_SERVICE_TIME, number(now.saturating_duration_since(sent).as_millis() as u64));
     }
+    stream.balancing.set_cookies(&mut head.headers);
     if let Some(route) = stream.route.clone() {
         route.finalize_response(&mut head, &stream.request, &stream.info);
         if route.include_attempt_count_in_response() {

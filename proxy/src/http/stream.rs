@@ -4,7 +4,9 @@
 //! happens, [`Stream`]'s drop ends the stream exactly once: stats, access log, filters' `on_end`.
 
 use super::{
-    BadRequest, Body, BodySource, Protocol, RequestHead, ResponseHead, client_cert,
+    BadRequest, Body, BodySource, Protocol, RequestHead, ResponseHead,
+    balancing::Balancing,
+    client_cert,
     connection::HttpConnection,
     deadlines::{Deadline, Deadlines},
     dispatch, grpc,
@@ -38,6 +40,7 @@ pub struct Stream {
     pub table: Option<Arc<RouteTable>>,
     pub route: Option<Rc<MatchedRoute>>,
     pub deadlines: Deadlines,
+    pub balancing: Balancing,
     /// Decides weighted clusters, runtime fractions and the like: the same throughout the stream.
     pub random: u64,
     pub is_grpc: bool,
@@ -167,6 +170,7 @@ impl Stream {
             table,
             route: None,
             deadlines,
+            balancing: Balancing::default(),
             random: fastrand::u64(..),
             is_internal: false,
             must_close: false,

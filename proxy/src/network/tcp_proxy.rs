@@ -7,11 +7,13 @@ mod tunnel;
 use super::{CompileContext, Connection, FactsSlot, ListenerFacts, NetworkFilter, Terminal, sni_cluster::CLUSTER_KEY};
 use crate::{
     base::{ResetReason, ResponseFlag, StreamError, Timer},
-    http::Thread,
+    http::{Thread, hash_policy},
     observe::{StreamInfo, access_log::AccessLogs, format::Facts},
     stats,
     transport::Io,
-    upstream::{ClosedBy, ClusterId, LbContext, Priority, ThreadCluster, ThreadHost, UpstreamConnection},
+    upstream::{
+        ClosedBy, ClusterId, LbContext, MetadataMatch, Priority, ThreadCluster, ThreadHost, UpstreamConnection,
+    },
 };
 use bytes::{Bytes, BytesMut};
 use std::{
@@ -25,8 +27,12 @@ use std::{
 use tokio::io::AsyncReadExt;
 use transfer::{Counters, Direction, Failed, Transfer};
 use tunnel::Tunneling;
-use weft_config::{Context, tcp_proxy::TcpProxy as Config};
+use weft_config::{
+    Context,
+    tcp_proxy::{HashPolicy, TcpProxy as Config, WeightedCluster},
+};
 use weft_control_api::{Any, envoy::extensions::filters::network::tcp_proxy::v3 as pb};
+use xxhash_rust::xxh64::xxh64;
 
 pub const TYPE: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 
@@ -54,7 +60,7 @@ stats! {
 
 struct TcpProxy {
     config: Config,
-    clusters: Vec<(ClusterId, u32)>,
+    clusters: Vec<(ClusterId, u32, Option<MetadataMatch>)>,
     total: u64,
     tunneling: Option<Tunneling>,
     logs: AccessLogs,
@@ -64,9 +70,11 @@ struct TcpProxy {
 pub fn compile(any: &Any, compile: &mut CompileContext<'_>, cx: &mut Context) -> Option<Arc<dyn NetworkFilter>> {
     let config: pb::TcpProxy = cx.unpack("", any)?;
     let config = Config::from_proto(config, cx)?;
-    let clusters: Vec<_> = config.clusters.iter().map(|c| (compile.names.intern(&c.name), c.weight)).collect();
+    let wanted = |c: &WeightedCluster| MetadataMatch::compile(&config.metadata_match, Some(&c.metadata_match));
+    let clusters = config.clusters.iter().map(|c| (compile.names.intern(&c.name), c.weight, wanted(c)));
+    let clusters: Vec<_> = clusters.collect();
     Some(Arc::new(TcpProxy {
-        total: clusters.iter().map(|(_, weight)| u64::from(*weight)).sum(),
+        total: clusters.iter().map(|(_, weight, _)| u64::from(*weight)).sum(),
         clusters,
         tunneling: config.tunneling.as_ref().map(|p| cx.field("tunneling_config", |cx| Tunneling::compile(p, cx))),
         logs: AccessLogs::compile("access_log", &config.access_log, compile.log_writer, cx),
@@ -109,6 +117,8 @@ struct Session {
     active: Rc<Active>,
     /// Where the listener's log finds what is known.
     facts: Option<FactsSlot>,
+    /// Which of the clusters was chosen.
+    chosen: usize,
 }
 
 impl Drop for Session {
@@ -130,7 +140,7 @@ impl Session {
         info.dynamic_metadata = dynamic_metadata;
         info.filter_state = filter_state;
         info.listener_metadata = active.proxy.listener.metadata.clone();
-        (Self { info, thread, active, facts }, io)
+        (Self { info, thread, active, facts, chosen: 0 }, io)
     }
 
     fn log(&self, log_type: &'static str) {
@@ -277,18 +287,19 @@ impl Session {
         by
     }
 
-    fn pick_cluster(&self) -> Option<Rc<ThreadCluster>> {
+    fn pick_cluster(&mut self) -> Option<Rc<ThreadCluster>> {
         if let Some(named) = self.info.filter_state.get(CLUSTER_KEY) {
             return self.thread.upstreams.by_name(std::str::from_utf8(&named.text).ok()?);
         }
         let proxy = &self.active.proxy;
         let mut left = if proxy.total > 1 { fastrand::u64(..proxy.total) } else { 0 };
-        let chosen = proxy.clusters.iter().find(|(_, weight)| {
+        let chosen = proxy.clusters.iter().position(|(_, weight, _)| {
             let taken = left < u64::from(*weight);
             left = left.wrapping_sub(u64::from(*weight));
             taken
         });
-        self.thread.upstreams.get(chosen?.0)
+        self.chosen = chosen?;
+        self.thread.upstreams.get(proxy.clusters.get(self.chosen)?.0)
     }
 
     /// Tries hosts until one takes the connection.
@@ -296,6 +307,11 @@ impl Session {
         let active = self.active.clone();
         let config = &active.proxy.config;
         let mut pause = config.backoff.map(|(base, _)| base);
+        let hash = if cluster.wants_hash() { self.hash() } else { None };
+        let of_cluster = active.proxy.clusters.get(self.chosen).and_then(|(_, _, wanted)| wanted.as_ref());
+        let own =
+            cluster.wants_metadata().then(|| MetadataMatch::with_dynamic(of_cluster, &self.info.dynamic_metadata));
+        let own = own.flatten();
         for attempt in 1..=config.max_connect_attempts {
             let connections = &cluster.info().breakers.of(Priority::Default).connections;
             if connections.current() >= connections.max() {
@@ -304,12 +320,20 @@ impl Session {
                 return None;
             }
             let connection = self.info.connection.clone();
-            let context = LbContext { connection: Some(&connection), ..LbContext::default() };
+            let context = LbContext {
+                connection: Some(&connection),
+                dynamic_metadata: Some(&self.info.dynamic_metadata),
+                hash,
+                metadata_match: own.as_ref().or(of_cluster),
+                attempt: attempt - 1,
+                ..LbContext::default()
+            };
             let Some(host) = cluster.choose_host(&context) else {
                 self.info.set_flag(ResponseFlag::NoHealthyUpstream);
                 return None;
             };
             self.info.attempt_count = attempt;
+            let context = LbContext { connection: Some(&connection), ..LbContext::default() };
             match self.connect_to(cluster, &host, &context).await {
                 Ok(connected) => return Some(connected),
                 Err(error) => self.refused(&error),
@@ -324,6 +348,14 @@ impl Session {
         cluster.stats().upstream_cx_connect_attempts_exceeded.inc();
         self.info.set_flag(ResponseFlag::UpstreamRetryLimitExceeded);
         None
+    }
+
+    /// What the connection hashes to, for clusters that pick by hash.
+    fn hash(&self) -> Option<u64> {
+        match self.active.proxy.config.hash_policy.first()? {
+            HashPolicy::SourceIp => Some(hash_policy::of_ip(self.info.connection.remote.ip()?.ip())),
+            HashPolicy::FilterState(key) => Some(xxh64(&self.info.filter_state.get(key.as_str())?.text, 0)),
+        }
     }
 
     async fn connect_to(

@@ -8,7 +8,7 @@ use crate::{
         header_rules::{HeaderRules, Mutations},
     },
     observe::format::Format,
-    upstream::{ClusterId, Names, ThreadCluster, Upstreams},
+    upstream::{ClusterId, MetadataMatch, Names, ThreadCluster, Upstreams},
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -16,6 +16,7 @@ use std::rc::Rc;
 use weft_config::{
     Context,
     header_value::HeaderKey,
+    metadata::Metadata,
     percent::RuntimeFractionalPercent,
     route::{self as config, ClusterSpecifier, RouteActionKind},
 };
@@ -34,6 +35,8 @@ pub struct Forward {
     pub cluster: Cluster,
     pub mirrors: Vec<Mirror>,
     pub include_attempt_count: bool,
+    /// What hosts' metadata must have; weighted clusters have their own.
+    pub metadata_match: Option<MetadataMatch>,
     /// Make the new host and path, where formats do.
     pub(super) host_format: Option<Format>,
     pub(super) path_format: Option<Format>,
@@ -61,6 +64,8 @@ pub struct WeightedCluster {
     /// The runtime key that overrides the weight; empty: none.
     runtime_key: String,
     pub rules: HeaderRules,
+    /// The route's and its own.
+    pub metadata_match: Option<MetadataMatch>,
     pub host_rewrite: Option<Bytes>,
     pub per_filter: RouteFilters,
 }
@@ -92,7 +97,8 @@ impl Compiler<'_> {
         match &route.action {
             RouteActionKind::Forward(action) => cx.field("route", |cx| {
                 Action::Forward(Box::new(Forward {
-                    cluster: self.cluster(&action.cluster, cx),
+                    cluster: self.cluster(&action.cluster, &action.metadata_match, cx),
+                    metadata_match: MetadataMatch::compile(&action.metadata_match, None),
                     mirrors: action.mirrors.iter().map(|mirror| self.mirror(mirror, cx)).collect(),
                     include_attempt_count: self.host.include_request_attempt_count,
                     host_format: match &action.host_rewrite {
@@ -125,7 +131,7 @@ impl Compiler<'_> {
         }
     }
 
-    fn cluster(&mut self, specifier: &ClusterSpecifier, cx: &mut Context) -> Cluster {
+    fn cluster(&mut self, specifier: &ClusterSpecifier, wanted: &Metadata, cx: &mut Context) -> Cluster {
         match specifier {
             ClusterSpecifier::Cluster(name) => Cluster::Id(self.names.intern(name)),
             ClusterSpecifier::Header(key) => Cluster::Header(key.clone()),
@@ -135,7 +141,8 @@ impl Compiler<'_> {
                     .iter()
                     .enumerate()
                     .map(|(i, c)| WeightedCluster {
-                        cluster: self.cluster(&c.cluster, cx),
+                        cluster: self.cluster(&c.cluster, wanted, cx),
+                        metadata_match: MetadataMatch::compile(wanted, Some(&c.metadata_match)),
                         weight: c.weight,
                         runtime_key: match (&c.cluster, weighted.runtime_key_prefix.as_str()) {
                             (ClusterSpecifier::Cluster(name), prefix) if !prefix.is_empty() => {
@@ -161,7 +168,7 @@ impl Compiler<'_> {
 
     fn mirror(&mut self, mirror: &config::MirrorPolicy, cx: &mut Context) -> Mirror {
         Mirror {
-            cluster: self.cluster(&mirror.cluster, cx),
+            cluster: self.cluster(&mirror.cluster, &Metadata::new(), cx),
             fraction: mirror.runtime_fraction.clone(),
             keeps_host: mirror.disable_shadow_host_suffix_append,
             host: (!mirror.host_rewrite_literal.is_empty()).then(|| mirror.host_rewrite_literal.clone().into()),

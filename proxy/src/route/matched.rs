@@ -7,7 +7,7 @@ use crate::{
         StreamInfo,
         format::{Facts, Format},
     },
-    upstream::{ThreadCluster, Upstreams},
+    upstream::{MetadataMatch, ThreadCluster, Upstreams},
 };
 use bytes::Bytes;
 use http::HeaderValue;
@@ -55,6 +55,14 @@ impl MatchedRoute {
         match &self.route.action.forward()?.cluster {
             Cluster::Weighted(weighted) => weighted.clusters.get(self.choice?),
             _ => None,
+        }
+    }
+
+    /// What the hosts that the request goes to must have in their metadata.
+    pub fn metadata_match(&self) -> Option<&MetadataMatch> {
+        match self.weighted() {
+            Some(weighted) => weighted.metadata_match.as_ref(),
+            None => self.route.action.forward()?.metadata_match.as_ref(),
         }
     }
 

@@ -9,6 +9,7 @@ use crate::{
     base::RuntimeSnapshot,
     observe::access_log::LogWriter,
     snapshot::{Origin, Store},
+    upstream::LocalZone,
 };
 use std::{
     fmt::Write as _,
@@ -175,6 +176,12 @@ pub fn store(options: &Options, boot: &Boot, workers: usize, writer: LogWriter) 
     let mut clusters = boot.bootstrap.static_resources.clusters.iter();
     store.secrets.has_workload_api =
         options.config.workload_api().is_some() || clusters.any(|cluster| cluster.name == CLUSTER);
+    let local = &boot.bootstrap.cluster_manager.local_cluster_name;
+    store.zone = (!local.is_empty()).then(|| {
+        let weft_config::bootstrap::Locality { region, zone, sub_zone } = boot.bootstrap.node.locality.clone();
+        let locality = weft_config::endpoint::Locality { region, zone, sub_zone };
+        Arc::new(LocalZone { cluster: local.clone(), locality })
+    });
     store.allows_internal_listeners = boot.bootstrap.internal_listener.is_some();
     store
 }

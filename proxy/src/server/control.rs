@@ -374,8 +374,11 @@ impl Control {
         if changed.len() == 1 {
             let control = self.clone();
             tokio::task::spawn_local(async move {
-                let clusters: Arc<[ClusterId]> = control.changed_health.take().into();
-                control.upstreams.health_changed(&clusters);
+                let changed = control.changed_health.take();
+                let mut store = control.store.borrow_mut();
+                let clusters: Arc<[_]> = changed.into_iter().filter_map(|id| store.refresh_health(id)).collect();
+                drop(store);
+                control.upstreams.update(&clusters);
                 control.tell_workers(&Message::Health(clusters));
             });
         }

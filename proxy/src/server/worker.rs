@@ -6,7 +6,7 @@ use crate::{
     listener::{GlobalLimit, Listener, Listeners},
     observe::stats::Registry,
     snapshot::Snapshot,
-    upstream::{ClusterId, Upstreams},
+    upstream::{Cluster, Upstreams},
 };
 use std::{io, sync::Arc, thread, time::Duration};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 pub enum Message {
     Publish(Arc<Snapshot>),
     /// Hosts of these clusters changed their health.
-    Health(Arc<[ClusterId]>),
+    Health(Arc<[Arc<Cluster>]>),
     /// Listeners stop accepting; true: only inbound ones.
     StopListeners {
         inbound_only: bool,
@@ -95,7 +95,7 @@ async fn run(index: usize, options: WorkerOptions, snapshot: Arc<Snapshot>, mut 
     while let Some(message) = messages.recv().await {
         match message {
             Message::Publish(snapshot) => apply(&thread, &listeners, &snapshot),
-            Message::Health(clusters) => thread.upstreams.health_changed(&clusters),
+            Message::Health(clusters) => thread.upstreams.update(&clusters),
             Message::StopListeners { inbound_only } => listeners.stop_accepting(takes(inbound_only)),
             Message::Drain { inbound_only } => listeners.drain(takes(inbound_only)),
             Message::HealthCheck { failed } => thread.health_check_failed.set(failed),

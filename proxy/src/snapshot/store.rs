@@ -14,7 +14,7 @@ use crate::{
     network::RouteSlots,
     observe::access_log::LogWriter,
     route::RouteTable,
-    upstream::{Cluster, ClusterInfo, ClusterTable, Names},
+    upstream::{Cluster, ClusterId, ClusterInfo, ClusterTable, LocalZone, Names},
 };
 use std::{
     cell::Cell,
@@ -90,6 +90,8 @@ pub struct Store {
     workers: usize,
     log_writer: LogWriter,
     bind: Option<Arc<config::address::BindConfig>>,
+    /// Where we are, if a local cluster is named.
+    pub zone: Option<Arc<LocalZone>>,
     check_options: CheckOptions,
     /// The bootstrap allows internal listeners.
     pub allows_internal_listeners: bool,
@@ -127,6 +129,7 @@ impl Store {
             workers,
             log_writer,
             bind: bind.map(Arc::new),
+            zone: None,
             check_options,
             allows_internal_listeners: false,
         }
@@ -170,6 +173,7 @@ impl Store {
             id,
             Arc::new(config),
             self.bind.as_ref(),
+            self.zone.as_ref(),
             origin != Origin::Static,
             &self.secrets,
             &mut cx,
@@ -190,7 +194,7 @@ impl Store {
                     None => self.timed_out.contains(&(ResourceType::Endpoint, service)),
                 }
             }
-            Discovery::Static | Discovery::OriginalDst(_) => true,
+            Discovery::Static | Discovery::OriginalDst(_) | Discovery::Aggregate(_) => true,
         };
         let entry = Entry { value: cluster, bytes: bytes.to_vec(), origin, updated: SystemTime::now() };
         // A cluster of the bootstrap may say that nobody has to wait for its hosts.
@@ -225,6 +229,17 @@ impl Store {
         } else if let Some(entry) = self.clusters.get_mut(name) {
             entry.value = with(&entry.value);
         }
+    }
+
+    /// Takes over the health that the hosts of a cluster have now; gives the cluster if it is in force.
+    pub fn refresh_health(&mut self, id: ClusterId) -> Option<Arc<Cluster>> {
+        let is = |entry: &&mut Entry<Cluster>| entry.value.info.id == id;
+        if let Some(entry) = self.warming_clusters.values_mut().find(is) {
+            entry.value = entry.value.with_health();
+        }
+        let entry = self.clusters.values_mut().find(is)?;
+        entry.value = entry.value.with_health();
+        Some(entry.value.clone())
     }
 
     /// Takes a load assignment for the clusters of its name. True if something changed.

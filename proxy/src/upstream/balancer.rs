@@ -1,71 +1,80 @@
 //! Load balancing: which host of a cluster gets the next request. One balancer a thread and cluster.
 //!
-//! A priority is picked by its share of available hosts ([`priority`]), then, where localities are weighted, a locality, then
-//! a host by the policy. Invariant: picking allocates nothing and takes no lock.
+//! What there is to pick from ([`Picks`]: lists by health and locality, shares of priorities, hash tables, subsets) is made on
+//! the control thread and shared; a balancer holds what is one thread's own: whose turn it is. A priority is picked by its
+//! share, then a locality where these count, then a host by the policy. Invariant: picking takes no lock, and allocates
+//! only where a list by weights is picked from for the first time.
 
 mod edf;
+mod eligible;
+mod hash_table;
+mod maglev;
+mod murmur;
+mod picks;
 mod priority;
+mod ring_hash;
+mod subset;
+mod turn;
+mod weight;
+mod zone;
 
 use super::{
+    cluster::Cluster,
     health::Health,
     host::{Host, HostSet, PrioritySet},
+    metadata_match::MetadataMatch,
+    stats::ClusterStats,
 };
 use edf::Edf;
-use priority::Loads;
+use eligible::{Eligible, EligiblePriority};
+pub(super) use hash_table::Kind as TableKind;
+pub(super) use picks::Picks;
 pub use priority::PriorityLoads;
 use std::{
-    cell::{Cell, RefCell},
+    cell::{OnceCell, RefCell},
+    rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
-use weft_config::load_balancing::{LbPolicy, LoadBalancing, LocalityLb};
+use subset::{Hosts, Outcome};
+use turn::{Order, Turn};
+use weft_config::load_balancing::{LbPolicy, LocalityLb, PolicyKind};
+use weight::Weigh;
+pub(super) use zone::LocalHosts;
+use zone::{Zone, ZoneChoice};
 
 /// Picks hosts of one host set.
 pub struct Balancer {
-    policy: LbPolicy,
-    fail_on_panic: bool,
-    hosts: Arc<HostSet>,
-    loads: Loads,
-    priorities: Vec<Priority>,
+    cluster: Arc<Cluster>,
+    /// The local cluster's hosts, where zones count.
+    local: Option<Arc<LocalHosts>>,
+    any: Turns,
+    /// By the subsets' numbers; made when first picked from.
+    subsets: Box<[OnceCell<Rc<Turns>>]>,
     rng: RefCell<fastrand::Rng>,
     /// Round robin begins here, so that many proxies do not all begin with the first host.
     seed: u64,
 }
 
-/// The sources of one priority.
-#[derive(Default)]
-struct Priority {
-    all: Source,
-    healthy: Source,
-    degraded: Source,
-    healthy_localities: Localities,
-    degraded_localities: Localities,
+/// One thread's place in all lists of a host set or subset.
+struct Turns {
+    priorities: Box<[PriorityTurns]>,
 }
 
-/// The localities of one priority and health, weighted.
-#[derive(Default)]
-struct Localities {
-    /// `None`: localities do not count, or none has weight.
-    picks: Option<RefCell<Edf>>,
-    sources: Vec<Source>,
-}
-
-/// Hosts to pick from by the policy.
-#[derive(Default)]
-struct Source {
-    /// Indices into the priority's hosts.
-    hosts: Vec<u32>,
-    next: Cell<u64>,
-    /// Where weights differ.
-    weighted: Option<RefCell<Edf>>,
+struct PriorityTurns {
+    all: Turn,
+    /// Healthy and degraded hosts.
+    by_health: [Turn; 2],
+    localities: Box<[[Turn; 2]]>,
+    /// Localities by their shares, for healthy and degraded hosts; `None` if none has any.
+    shares: [Option<RefCell<Edf>>; 2],
+    zone: Zone,
 }
 
 /// A pick: the priority, and the index of the host in it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Picked {
     pub priority: usize,
     pub index: usize,
-    /// Health did not count, since too few hosts are available.
-    pub panic: bool,
 }
 
 /// What a retry asks of the pick.
@@ -79,180 +88,265 @@ pub struct RetryContext<'a> {
     pub loads: Option<&'a PriorityLoads>,
 }
 
+/// What a pick depends on.
+#[derive(Clone, Copy, Default)]
+pub struct PickContext<'a> {
+    pub hash: Option<u64>,
+    pub metadata_match: Option<&'a MetadataMatch>,
+    pub retry: Option<RetryContext<'a>>,
+}
+
 impl Balancer {
-    pub fn new(config: &LoadBalancing, hosts: Arc<HostSet>, mut rng: fastrand::Rng) -> Self {
+    pub fn new(
+        cluster: &Arc<Cluster>,
+        local: Option<Arc<LocalHosts>>,
+        mut rng: fastrand::Rng,
+        stats: &dyn Fn() -> Arc<ClusterStats>,
+    ) -> Self {
         let seed = rng.u64(..);
-        let mut this = Self {
-            policy: config.policy,
-            fail_on_panic: matches!(config.locality, LocalityLb::ZoneAware { fail_traffic_on_panic: true, .. }),
-            loads: Loads::new(&hosts, config.healthy_panic_threshold),
-            priorities: Vec::new(),
-            hosts,
-            rng: RefCell::new(rng),
-            seed,
-        };
-        let weighted_localities = config.locality == LocalityLb::Weighted;
-        this.priorities = this.hosts.priorities.iter().map(|set| this.priority(set, weighted_localities)).collect();
-        this
+        Self::build(cluster.clone(), local, rng, seed, stats)
     }
 
-    /// A balancer of other hosts which goes on where this one stands.
-    pub fn with_hosts(&self, config: &LoadBalancing, hosts: Arc<HostSet>) -> Self {
-        let mut next = Self::new(config, hosts, self.rng.borrow_mut().fork());
-        next.seed = self.seed;
-        for (before, after) in self.priorities.iter().zip(&mut next.priorities) {
-            for (before, after) in before.sources().zip(after.sources()) {
-                after.next.set(before.next.get());
-            }
+    fn build(
+        cluster: Arc<Cluster>,
+        local: Option<Arc<LocalHosts>>,
+        rng: fastrand::Rng,
+        seed: u64,
+        stats: &dyn Fn() -> Arc<ClusterStats>,
+    ) -> Self {
+        let policy = cluster.info.config.load_balancing.policy.innermost();
+        let any = Turns::new(&cluster.picks.any, policy, local.as_deref(), seed, stats);
+        let count = cluster.picks.subsets.as_ref().map_or(0, |subsets| subsets.eligible.len());
+        Self {
+            any,
+            subsets: (0..count).map(|_| OnceCell::new()).collect(),
+            local,
+            rng: RefCell::new(rng),
+            seed,
+            cluster,
+        }
+    }
+
+    /// A balancer of the cluster with what changed of its hosts, which goes on where this one stands.
+    pub fn next(
+        &self,
+        cluster: &Arc<Cluster>,
+        local: Option<Arc<LocalHosts>>,
+        stats: &dyn Fn() -> Arc<ClusterStats>,
+    ) -> Self {
+        let next = Self::build(cluster.clone(), local, self.rng.borrow_mut().fork(), self.seed, stats);
+        for (before, after) in self.any.turns().zip(next.any.turns()) {
+            after.follow(before);
         }
         next
     }
 
-    fn priority(&self, set: &PrioritySet, weighted_localities: bool) -> Priority {
-        let having = |health: Health| {
-            let indices = set.hosts.iter().enumerate().filter(|(_, host)| host.health() == health);
-            self.source(set, indices.map(|(i, _)| i as u32).collect())
-        };
-        let localities = |health: Health| {
-            if weighted_localities { self.localities(set, health) } else { Localities::default() }
-        };
-        Priority {
-            all: self.source(set, (0..set.hosts.len() as u32).collect()),
-            healthy: having(Health::Healthy),
-            degraded: having(Health::Degraded),
-            healthy_localities: localities(Health::Healthy),
-            degraded_localities: localities(Health::Degraded),
-        }
+    pub fn local(&self) -> Option<&Arc<LocalHosts>> {
+        self.local.as_ref()
     }
 
-    fn localities(&self, set: &PrioritySet, health: Health) -> Localities {
-        let factor = f64::from(self.hosts.overprovisioning_factor) / 100.0;
-        let host = |i: &u32| set.hosts.get(*i as usize);
-        let mut weights = Vec::new();
-        let mut sources = Vec::new();
-        for locality in &set.localities {
-            let eligible: Vec<u32> =
-                locality.hosts.iter().copied().filter(|i| host(i).is_some_and(|h| h.health() == health)).collect();
-            let total = locality.hosts.iter().filter(|i| host(i).is_some_and(|h| !h.is_excluded())).count();
-            let available = if total == 0 { 0.0 } else { eligible.len() as f64 / total as f64 };
-            weights.push(f64::from(locality.weight) * (factor * available).min(1.0));
-            sources.push(self.source(set, eligible));
-        }
-        let any = weights.iter().any(|weight| *weight > 0.0);
-        Localities { picks: any.then(|| RefCell::new(Edf::new(&weights, self.seed))), sources }
+    fn hosts(&self) -> &HostSet {
+        &self.cluster.hosts
     }
 
-    fn source(&self, set: &PrioritySet, hosts: Vec<u32>) -> Source {
-        let weights: Vec<f64> =
-            hosts.iter().filter_map(|i| set.hosts.get(*i as usize)).map(|host| weight(self.policy, host)).collect();
-        let mut configured = hosts.iter().filter_map(|i| set.hosts.get(*i as usize)).map(|host| host.weight);
-        let first = configured.next();
-        let differ = configured.any(|weight| Some(weight) != first);
-        let counts = matches!(self.policy, LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. });
-        Source {
-            weighted: (differ && counts).then(|| RefCell::new(Edf::new(&weights, self.seed))),
-            next: Cell::new(self.seed),
-            hosts,
-        }
+    fn policy(&self) -> &LbPolicy {
+        self.cluster.info.config.load_balancing.policy.innermost()
     }
 
     /// The shares of priorities for a retry, with those in `excluded` left out for as long as there are others.
     pub fn loads_without(&self, excluded: &mut Vec<bool>) -> Option<PriorityLoads> {
-        excluded.resize(self.hosts.priorities.len(), false);
-        self.loads.without(excluded)
+        excluded.resize(self.hosts().priorities.len(), false);
+        self.cluster.picks.any.loads.without(excluded)
     }
 
-    /// The host for the next request; `None` if there is none to be had. A retry's wishes are heeded for as often as it says.
-    pub fn pick(&self, retry: Option<&RetryContext<'_>>) -> Option<Picked> {
-        let mut picked = self.pick_once(retry)?;
-        if let Some(retry) = retry {
-            for _ in 0..retry.max_attempts {
-                let host = self.hosts.priorities.get(picked.priority)?.hosts.get(picked.index)?;
-                if !(retry.should_select_another)(host) {
-                    break;
-                }
-                picked = self.pick_once(Some(retry))?;
+    /// The host for the next request; `None` if there is none to be had.
+    pub fn pick(&self, context: &PickContext<'_>, stats: &ClusterStats) -> Option<Picked> {
+        let picks = &self.cluster.picks;
+        let Some(subsets) = &picks.subsets else { return self.pick_in(&picks.any, &self.any, context, stats) };
+        let (picked, outcome) = subsets.pick(context.metadata_match, |hosts| match hosts {
+            Hosts::Any => self.pick_in(&picks.any, &self.any, context, stats),
+            Hosts::Single(priority, index) => Some(Picked { priority, index }),
+            Hosts::Subset(number) => {
+                let eligible = subsets.eligible.get(number)?;
+                let turns = self.subsets.get(number)?.get_or_init(|| {
+                    let unused = || Arc::new(ClusterStats::default());
+                    Rc::new(Turns::new(eligible, self.policy(), self.local.as_deref(), self.seed, &unused))
+                });
+                self.pick_in(eligible, turns, context, stats)
             }
+        })?;
+        match outcome {
+            Outcome::Selected => stats.lb_subsets_selected.inc(),
+            Outcome::Fallback => stats.lb_subsets_fallback.inc(),
+            Outcome::Panic => stats.lb_subsets_fallback_panic.inc(),
+            Outcome::Uncounted => {}
         }
         Some(picked)
     }
 
-    fn pick_once(&self, retry: Option<&RetryContext<'_>>) -> Option<Picked> {
-        let random = self.rng.borrow_mut().u32(0..100);
-        let (at, health) = self.loads.pick(random, retry.and_then(|retry| retry.loads))?;
-        let (priority, set) = (self.priorities.get(at)?, self.hosts.priorities.get(at)?);
-        let panic = self.loads.is_panic(at);
-        let picked = |index| Picked { priority: at, index, panic };
-        if panic {
-            if self.fail_on_panic {
+    /// Picks among these hosts. A retry's wishes are heeded for as often as it says.
+    fn pick_in(
+        &self,
+        eligible: &Eligible,
+        turns: &Turns,
+        context: &PickContext<'_>,
+        stats: &ClusterStats,
+    ) -> Option<Picked> {
+        let loads = context.retry.and_then(|retry| retry.loads);
+        let mut row = Row::new(self, eligible, turns, context.hash, loads, stats);
+        let mut picked = row.next()?;
+        if let Some(retry) = context.retry {
+            for _ in 0..retry.max_attempts {
+                let host = self.hosts().priorities.get(picked.priority)?.hosts.get(picked.index)?;
+                if !(retry.should_select_another)(host) {
+                    break;
+                }
+                picked = row.next()?;
+            }
+        }
+        Some(picked)
+    }
+}
+
+/// The hosts for one request, one after the other until one will do.
+struct Row<'a> {
+    balancer: &'a Balancer,
+    eligible: &'a Eligible,
+    turns: &'a Turns,
+    loads: Option<&'a PriorityLoads>,
+    stats: &'a ClusterStats,
+    /// The request's hash, and the priority that it leads to.
+    hash: Option<(u64, usize)>,
+    attempt: u32,
+}
+
+impl<'a> Row<'a> {
+    fn new(
+        balancer: &'a Balancer,
+        eligible: &'a Eligible,
+        turns: &'a Turns,
+        hash: Option<u64>,
+        loads: Option<&'a PriorityLoads>,
+        stats: &'a ClusterStats,
+    ) -> Self {
+        let mut this = Self { balancer, eligible, turns, loads, stats, hash: None, attempt: 0 };
+        if matches!(balancer.policy().kind, PolicyKind::RingHash(_) | PolicyKind::Maglev(_)) {
+            let hash = hash.unwrap_or_else(|| balancer.rng.borrow_mut().u64(..));
+            // No priority at all: there is nothing to be had.
+            let priority = eligible.loads.pick((hash % 100) as u32, loads).map_or(usize::MAX, |(at, _)| at);
+            if eligible.loads.is_panic(priority) {
+                stats.lb_healthy_panic.inc();
+            }
+            this.hash = Some((hash, priority));
+        }
+        this
+    }
+
+    fn next(&mut self) -> Option<Picked> {
+        let attempt = self.attempt;
+        self.attempt += 1;
+        match self.hash {
+            Some((hash, priority)) => self.by_hash(hash, priority, attempt),
+            None => self.by_turn(),
+        }
+    }
+
+    fn by_hash(&self, hash: u64, priority: usize, attempt: u32) -> Option<Picked> {
+        let set = self.balancer.hosts().priorities.get(priority)?;
+        let table = self.eligible.priorities.get(priority)?.table.as_ref()?;
+        let breakers = &self.balancer.cluster.info.breakers;
+        let active = breakers.default.requests.current() + breakers.high.requests.current();
+        let of_host = |i: u32| set.hosts.get(i as usize).map_or(0, |host| host.state.rq_active.load(Relaxed));
+        Some(Picked { priority, index: table.pick(hash, attempt, active, of_host)? as usize })
+    }
+
+    fn by_turn(&self) -> Option<Picked> {
+        let random = |below: u64| self.balancer.rng.borrow_mut().u64(..below);
+        let (at, health) = self.eligible.loads.pick(random(100) as u32, self.loads)?;
+        let (lists, turns) = (self.eligible.priorities.get(at)?, self.turns.priorities.get(at)?);
+        let set = self.balancer.hosts().priorities.get(at)?;
+        let locality = self.balancer.policy().locality;
+        let picked = |index| Picked { priority: at, index };
+        if self.eligible.loads.is_panic(at) {
+            self.stats.lb_healthy_panic.inc();
+            if matches!(locality, LocalityLb::ZoneAware(zone) if zone.fail_traffic_on_panic) {
                 return None;
             }
-            return self.pick_of(&priority.all, set).map(picked);
+            return self.of(&turns.all, &lists.all, set).map(picked);
         }
-        let (source, localities) = match health {
-            Health::Degraded => (&priority.degraded, &priority.degraded_localities),
-            _ => (&priority.healthy, &priority.healthy_localities),
+        let side = usize::from(health == Health::Degraded);
+        let locality = match (&locality, &self.balancer.local) {
+            (LocalityLb::Weighted, _) => turns.shares[side].as_ref().and_then(|edf| edf.borrow_mut().pick(|_| None)),
+            (LocalityLb::ZoneAware(zone), Some(local)) => match turns.zone.choose(zone, local, self.stats, random) {
+                ZoneChoice::Anywhere => None,
+                ZoneChoice::Locality(index) => Some(index),
+                ZoneChoice::Nowhere => return None,
+            },
+            (LocalityLb::ZoneAware(_), None) => None,
         };
-        let locality = localities.picks.as_ref().and_then(|picks| {
-            let i = picks.borrow_mut().pick(|_| None)?;
-            localities.sources.get(i)
-        });
-        self.pick_of(locality.unwrap_or(source), set).map(picked)
+        let (turn, list) = match locality {
+            Some(i) => {
+                let locality = lists.localities.get(i)?;
+                let list = if side == 0 { &locality.healthy } else { &locality.degraded };
+                (&turns.localities.get(i)?[side], list)
+            }
+            None => (&turns.by_health[side], if side == 0 { &lists.healthy } else { &lists.degraded }),
+        };
+        self.of(turn, list, set).map(picked)
     }
 
-    /// The index of a host in `set`, of those of `source`.
-    fn pick_of(&self, source: &Source, set: &PrioritySet) -> Option<usize> {
-        let count = source.hosts.len();
-        if count == 0 {
-            return None;
-        }
-        let at = |i: usize| source.hosts.get(i).map(|index| *index as usize);
-        let active = |i: &usize| set.hosts.get(*i).map(|host| host.state.rq_active.load(Relaxed));
-        if let Some(weighted) = &source.weighted {
-            // The weight of the moment counts for the host's next turn.
-            let weigh = |i| at(i).and_then(|i| set.hosts.get(i)).map(|host| weight(self.policy, host));
-            return at(weighted.borrow_mut().pick(weigh)?);
-        }
-        let mut rng = self.rng.borrow_mut();
-        match self.policy {
-            LbPolicy::RoundRobin | LbPolicy::ClusterProvided => {
-                let next = source.next.get();
-                source.next.set(next.wrapping_add(1));
-                at((next % count as u64) as usize)
-            }
-            LbPolicy::Random => at(rng.usize(0..count)),
-            LbPolicy::LeastRequest { choice_count: Some(choices), .. } => {
-                // The first of the least: `min_by_key` keeps the earlier one.
-                (0..choices.max(1)).filter_map(|_| at(rng.usize(0..count))).min_by_key(active)
-            }
-            LbPolicy::LeastRequest { choice_count: None, .. } => {
-                let least = source.hosts.iter().map(|i| active(&(*i as usize))).min()?;
-                let tied = |i: &&u32| active(&(**i as usize)) == least;
-                let ties = source.hosts.iter().filter(tied).count();
-                source.hosts.iter().filter(tied).nth(rng.usize(0..ties.max(1))).map(|i| *i as usize)
-            }
-        }
+    /// The index of a host in `set`, of those of `list`.
+    fn of(&self, turn: &Turn, list: &eligible::List, set: &PrioritySet) -> Option<usize> {
+        let policy = &self.balancer.policy().kind;
+        let order = match policy {
+            PolicyKind::LeastRequest(least) => Order::LeastRequest(least.choice_count),
+            PolicyKind::Random => Order::Random,
+            _ => Order::InTurns,
+        };
+        turn.pick(list, set, order, &Weigh::new(policy), &mut self.balancer.rng.borrow_mut())
     }
 }
 
-impl Priority {
-    fn sources(&self) -> impl Iterator<Item = &Source> {
-        [&self.all, &self.healthy, &self.degraded]
-            .into_iter()
-            .chain(&self.healthy_localities.sources)
-            .chain(&self.degraded_localities.sources)
+impl Turns {
+    fn new(
+        eligible: &Eligible,
+        policy: &LbPolicy,
+        local: Option<&LocalHosts>,
+        seed: u64,
+        stats: &dyn Fn() -> Arc<ClusterStats>,
+    ) -> Self {
+        let turns = |lists: &EligiblePriority| {
+            let shares = |side: usize| {
+                let edf = Edf::new(lists.localities.iter().map(|locality| locality.shares[side]), seed);
+                (policy.locality == LocalityLb::Weighted && !edf.is_empty()).then(|| RefCell::new(edf))
+            };
+            let zone = match (&policy.locality, local) {
+                (LocalityLb::ZoneAware(zone), Some(local)) if counts_zones(&policy.kind) => {
+                    Zone::new(lists, zone, local, &stats())
+                }
+                _ => Zone::Off,
+            };
+            PriorityTurns {
+                all: Turn::new(seed),
+                by_health: [Turn::new(seed), Turn::new(seed)],
+                localities: lists.localities.iter().map(|_| [Turn::new(seed), Turn::new(seed)]).collect(),
+                shares: [shares(0), shares(1)],
+                zone,
+            }
+        };
+        Self { priorities: eligible.priorities.iter().map(turns).collect() }
+    }
+
+    fn turns(&self) -> impl Iterator<Item = &Turn> {
+        self.priorities.iter().flat_map(|priority| {
+            [&priority.all].into_iter().chain(&priority.by_health).chain(priority.localities.iter().flatten())
+        })
     }
 }
 
-/// A host's weight at this moment.
-fn weight(policy: LbPolicy, host: &Host) -> f64 {
-    let weight = f64::from(host.weight);
-    match policy {
-        LbPolicy::LeastRequest { active_request_bias, .. } if active_request_bias > 0.0 => {
-            weight / (f64::from(host.state.rq_active.load(Relaxed)) + 1.0).powf(active_request_bias)
-        }
-        _ => weight,
-    }
+/// True for policies that look at zones.
+fn counts_zones(policy: &PolicyKind) -> bool {
+    !matches!(policy, PolicyKind::RingHash(_) | PolicyKind::Maglev(_) | PolicyKind::ClusterProvided)
 }
 
 #[cfg(test)]

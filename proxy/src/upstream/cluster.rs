@@ -1,10 +1,11 @@
 //! Clusters as the control thread compiles and publishes them.
 //!
-//! Invariant: a new host set makes a new [`Cluster`] that shares its [`ClusterInfo`] by pointer; a new configuration makes
+//! Invariant: a new host set, or new health of its hosts, makes a new [`Cluster`] that shares its [`ClusterInfo`] by pointer; a new configuration makes
 //! a new `ClusterInfo`. Threads tell by pointer what they may keep.
 
 use super::{
     Breakers, ClusterId, Names,
+    balancer::Picks,
     host::{self, HostRules, HostSet, MatchStats, SocketRule},
     transport_socket::UpstreamSocket,
 };
@@ -14,6 +15,7 @@ use weft_config::{
     self as config, ClusterLoadAssignment, Context,
     address::BindConfig,
     cluster::{Discovery, TransportSocket},
+    endpoint::Locality,
 };
 
 /// A cluster with its hosts of this moment.
@@ -21,6 +23,16 @@ use weft_config::{
 pub struct Cluster {
     pub info: Arc<ClusterInfo>,
     pub hosts: Arc<HostSet>,
+    /// What there is to pick from among the hosts, by their health of this moment.
+    pub(super) picks: Arc<Picks>,
+}
+
+/// Where we are, for routing to hosts nearby.
+#[derive(Debug)]
+pub struct LocalZone {
+    /// The cluster that we are a member of.
+    pub cluster: String,
+    pub locality: Locality,
 }
 
 /// What is configured of a cluster.
@@ -38,6 +50,7 @@ pub struct ClusterInfo {
     pub bind: Option<Arc<BindConfig>>,
     /// It came over CDS.
     pub added_via_api: bool,
+    pub zone: Option<Arc<LocalZone>>,
     rules: HostRules,
 }
 
@@ -65,11 +78,12 @@ impl ClusterInfo {
 
 impl Cluster {
     /// Compiles a cluster. Its hosts are those of its own load assignment if no one has to be asked for their addresses, else
-    /// none. `bind`: the cluster manager's. `secrets`: those of this moment.
+    /// none. `bind` and `zone`: the cluster manager's. `secrets`: those of this moment.
     pub fn compile(
         id: ClusterId,
         config: Arc<config::Cluster>,
         bind: Option<&Arc<BindConfig>>,
+        zone: Option<&Arc<LocalZone>>,
         added_via_api: bool,
         secrets: &dyn Secrets,
         cx: &mut Context,
@@ -108,16 +122,28 @@ impl Cluster {
             breakers: Arc::new(Breakers::new(&config.circuit_breakers)),
             bind: config.upstream_bind_config.clone().map(Arc::new).or_else(|| bind.cloned()),
             added_via_api,
+            zone: zone.cloned(),
             rules,
             config,
         };
-        Arc::new(Self { info: Arc::new(info), hosts: Arc::new(hosts) })
+        Self::with_hosts(&Arc::new(info), Arc::new(hosts))
+    }
+
+    pub(super) fn with_hosts(info: &Arc<ClusterInfo>, hosts: Arc<HostSet>) -> Arc<Self> {
+        let zone = info.zone.as_ref().map(|zone| &zone.locality);
+        let picks = Arc::new(Picks::new(&hosts, &info.config.load_balancing, zone));
+        Arc::new(Self { info: info.clone(), hosts, picks })
+    }
+
+    /// The same cluster with the health that its hosts have now.
+    pub fn with_health(&self) -> Arc<Self> {
+        Self::with_hosts(&self.info, self.hosts.clone())
     }
 
     /// The same cluster with the hosts that EDS or DNS found.
     pub fn with_assignment(&self, assignment: &ClusterLoadAssignment) -> Arc<Self> {
         let hosts = HostSet::build(assignment, &self.info.rules, Some(&self.hosts));
-        Arc::new(Self { info: self.info.clone(), hosts: Arc::new(hosts) })
+        Self::with_hosts(&self.info, Arc::new(hosts))
     }
 }
 

@@ -9,9 +9,12 @@ use super::{
 };
 use crate::{base::Address, observe::stream_info::Metadata, stats};
 use foldhash::{HashMap, HashSet};
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, AtomicU64},
+use std::{
+    sync::{
+        Arc, LazyLock, OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 use weft_config::{
     ClusterLoadAssignment,
@@ -53,6 +56,34 @@ pub struct HostState {
     pub rq_success: AtomicU64,
     pub rq_error: AtomicU64,
     pub rq_timeout: AtomicU64,
+    /// The weight that follows from the host's own reports (client-side weighted round robin); 0: none.
+    pub reported_weight: AtomicU32,
+    /// Since when it is healthy.
+    healthy_since: Moment,
+}
+
+/// A moment that threads share, in milliseconds since the first one; at first the present one.
+#[derive(Debug)]
+struct Moment(AtomicU64);
+
+static FIRST_MOMENT: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+impl Default for Moment {
+    fn default() -> Self {
+        Self(AtomicU64::new(FIRST_MOMENT.elapsed().as_millis() as u64))
+    }
+}
+
+impl HostState {
+    /// The moment from which the host is healthy: when it was found, or when a check found it so again.
+    pub fn healthy_since(&self) -> Instant {
+        *FIRST_MOMENT + Duration::from_millis(self.healthy_since.0.load(Relaxed))
+    }
+
+    /// The host has become healthy now: slow start begins.
+    pub fn becomes_healthy(&self) {
+        self.healthy_since.0.store(FIRST_MOMENT.elapsed().as_millis() as u64, Relaxed);
+    }
 }
 
 impl Host {
@@ -123,6 +154,8 @@ pub struct HostSet {
     /// Percent.
     pub overprovisioning_factor: u32,
     pub weighted_priority_health: bool,
+    /// Where hosts stand by their addresses: (priority, index). Made when it is first asked for.
+    by_address: OnceLock<HashMap<Address, (u32, u32)>>,
 }
 
 /// The hosts of one priority.
@@ -180,6 +213,7 @@ impl HostSet {
             priorities: Vec::new(),
             overprovisioning_factor: assignment.policy.overprovisioning_factor,
             weighted_priority_health: assignment.policy.weighted_priority_health,
+            by_address: OnceLock::new(),
         };
         let mut seen = HashSet::default();
         for group in &assignment.localities {
@@ -210,6 +244,22 @@ impl HostSet {
             }
         }
         set
+    }
+
+    /// The host with this address, with its priority and index; the first of several.
+    pub fn find(&self, address: &Address) -> Option<(usize, usize, &Arc<Host>)> {
+        let by_address = self.by_address.get_or_init(|| {
+            let mut all = HashMap::default();
+            for (priority, set) in self.priorities.iter().enumerate() {
+                for (index, host) in set.hosts.iter().enumerate() {
+                    all.entry(host.address.clone()).or_insert((priority as u32, index as u32));
+                }
+            }
+            all
+        });
+        let (priority, index) = *by_address.get(address)?;
+        let host = self.priorities.get(priority as usize)?.hosts.get(index as usize)?;
+        Some((priority as usize, index as usize, host))
     }
 
     /// All hosts, the highest priority first.

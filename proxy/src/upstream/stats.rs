@@ -8,6 +8,30 @@ use crate::{
 use std::sync::{Arc, Mutex};
 
 stats! {
+    /// `cluster.NAME.ring_hash_lb.*`; the control thread's.
+    pub struct RingHashStats {
+        gauge max_hashes_per_host,
+        gauge min_hashes_per_host,
+        gauge size,
+    }
+}
+
+stats! {
+    /// `cluster.NAME.*` of clusters with subsets; the control thread's.
+    pub struct SubsetStats {
+        gauge lb_subsets_single_host_per_subset_duplicate,
+    }
+}
+
+stats! {
+    /// `cluster.NAME.maglev_lb.*`; the control thread's.
+    pub struct MaglevStats {
+        gauge max_entries_per_host,
+        gauge min_entries_per_host,
+    }
+}
+
+stats! {
     /// A cluster's stats, with Envoy's names.
     pub struct ClusterStats {
         counter assignment_stale,

@@ -5,17 +5,19 @@
 
 use super::{
     ClusterId, Names,
-    balancer::{Balancer, PriorityLoads, RetryContext},
-    cluster::{Cluster, ClusterInfo, ClusterTable},
+    balancer::{Balancer, LocalHosts, PickContext, PriorityLoads, RetryContext, TableKind},
+    cluster::{Cluster, ClusterInfo, ClusterTable, LocalZone},
     connect::{Connect, Connected, Sockets},
     connection::{Tally, UpstreamConnection},
     health::Health,
     host::{Host, HostSet},
+    metadata_match::MetadataMatch,
     original_dst::OriginalDstHosts,
+    override_host::{self, Choice, OverrideHost},
     pool::{self, Opened, PoolKey, Pools},
     server_names::ServerNames,
     shared::{Alpn, Context, Shared},
-    stats::{BreakerStats, ClusterStats},
+    stats::{BreakerStats, ClusterStats, MaglevStats, RingHashStats, SubsetStats},
 };
 use crate::{
     base::{Address, ConnectionInfo, RuntimeSnapshot, StreamError},
@@ -32,15 +34,13 @@ use crate::{
 use foldhash::{HashMap, HashSet};
 use http::HeaderMap;
 use std::{
-    cell::RefCell,
+    cell::{OnceCell, RefCell},
     future::Future,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use weft_config::{
-    cluster::Discovery, endpoint::HealthStatus, http_protocol_options::UpstreamProtocol, route::Priority,
-};
+use weft_config::{cluster::Discovery, http_protocol_options::UpstreamProtocol, route::Priority};
 
 /// All clusters as one thread has them.
 pub struct Upstreams {
@@ -48,6 +48,8 @@ pub struct Upstreams {
     clusters: RefCell<Vec<Option<Rc<ThreadCluster>>>>,
     names: RefCell<Arc<Names>>,
     internals: Rc<Internals>,
+    /// The local cluster as it is now, with its hosts by zone.
+    local: RefCell<Option<(Arc<Cluster>, Arc<LocalHosts>)>>,
 }
 
 impl Upstreams {
@@ -69,7 +71,13 @@ impl Upstreams {
 
     fn build(registry: Registry, is_control: bool, connector: Rc<dyn Connect>, internals: Rc<Internals>) -> Rc<Self> {
         let context = Rc::new(Context::new(registry, connector, is_control));
-        Rc::new(Self { context, clusters: RefCell::default(), names: RefCell::default(), internals })
+        Rc::new(Self {
+            context,
+            clusters: RefCell::default(),
+            names: RefCell::default(),
+            internals,
+            local: RefCell::default(),
+        })
     }
 
     /// Takes over what runtime keys say of connections that are made from now on.
@@ -105,11 +113,32 @@ impl Upstreams {
             });
         }
         *self.clusters.borrow_mut() = after;
+        self.set_local(table.iter().find_map(|cluster| cluster.info.zone.as_ref()));
     }
 
-    /// Hosts of these clusters changed their health.
-    pub fn health_changed(&self, clusters: &[ClusterId]) {
-        clusters.iter().filter_map(|id| self.get(*id)).for_each(|cluster| cluster.health_changed());
+    /// Takes over clusters whose hosts changed their health.
+    pub fn update(&self, clusters: &[Arc<Cluster>]) {
+        for next in clusters {
+            let cluster = self.get(next.info.id).filter(|cluster| Arc::ptr_eq(&cluster.shared.info, &next.info));
+            if let Some(cluster) = cluster {
+                cluster.update(next);
+            }
+        }
+        self.set_local(clusters.iter().find_map(|cluster| cluster.info.zone.as_ref()));
+    }
+
+    /// Tells all clusters who is in which zone of the local one.
+    fn set_local(&self, zone: Option<&Arc<LocalZone>>) {
+        let Some(cluster) = zone.and_then(|zone| self.by_name(&zone.cluster)) else { return };
+        let now = cluster.cluster.borrow().clone();
+        let mut local = self.local.borrow_mut();
+        let hosts = match &*local {
+            Some((before, hosts)) if Arc::ptr_eq(before, &now) => hosts.clone(),
+            _ => Arc::new(now.picks.local_hosts()),
+        };
+        *local = Some((now, hosts.clone()));
+        drop(local);
+        self.clusters().iter().for_each(|cluster| cluster.set_local(&hosts));
     }
 
     pub fn get(&self, id: ClusterId) -> Option<Rc<ThreadCluster>> {
@@ -137,6 +166,9 @@ pub struct ThreadCluster {
     hosts: RefCell<Vec<Vec<Option<Rc<ThreadHost>>>>>,
     original_dst: Option<Rc<OriginalDstHosts>>,
     breaker_stats: Option<Arc<BreakerStats>>,
+    ring_stats: OnceCell<Arc<RingHashStats>>,
+    maglev_stats: OnceCell<Arc<MaglevStats>>,
+    subset_stats: OnceCell<Arc<SubsetStats>>,
 }
 
 /// One host as one thread has it.
@@ -153,18 +185,14 @@ pub struct LbContext<'a> {
     pub dynamic_metadata: Option<&'a Metadata>,
     /// What the request hashes to; computed where [`ThreadCluster::wants_hash`] only.
     pub hash: Option<u64>,
+    /// What the host's metadata must have.
+    pub metadata_match: Option<&'a MetadataMatch>,
     /// What a retry asks for.
     pub retry: Option<RetryContext<'a>>,
     /// The host to take if it is there and its health allows it.
     pub override_host: Option<OverrideHost<'a>>,
-}
-
-/// A host that is asked for by its address.
-#[derive(Clone, Copy)]
-pub struct OverrideHost<'a> {
-    pub address: &'a Address,
-    /// No other one will do.
-    pub strict: bool,
+    /// Tries before this one.
+    pub attempt: u32,
 }
 
 /// What a stream is wanted for.
@@ -203,13 +231,17 @@ impl ThreadCluster {
             Discovery::OriginalDst(rules) => Some(OriginalDstHosts::new(rules.clone(), shared.clone())),
             _ => None,
         };
+        let stats = || shared.stats().clone();
         let this = Self {
-            balancer: RefCell::new(Balancer::new(&config.load_balancing, cluster.hosts.clone(), fastrand::Rng::new())),
+            balancer: RefCell::new(Balancer::new(cluster, None, fastrand::Rng::new(), &stats)),
             hosts: RefCell::new(vacant(&cluster.hosts)),
             cluster: RefCell::new(cluster.clone()),
             shared,
             original_dst,
             breaker_stats,
+            ring_stats: OnceCell::new(),
+            maglev_stats: OnceCell::new(),
+            subset_stats: OnceCell::new(),
         };
         if context.is_control {
             this.shared.show_tls_stats();
@@ -222,19 +254,30 @@ impl ThreadCluster {
                 this.stats().membership_change.inc();
             }
             this.show_membership(&cluster.hosts);
+            this.show_tables(cluster);
         }
+        let subsets_before = before.map(|old| old.cluster.borrow().clone());
+        this.count_subsets(subsets_before.as_deref(), Some(cluster));
         Rc::new(this)
     }
 
     /// Takes over the hosts of `next`, which has the same configuration.
     fn update(&self, next: &Arc<Cluster>) {
         let before = self.cluster.replace(next.clone());
-        if Arc::ptr_eq(&before.hosts, &next.hosts) {
+        if Arc::ptr_eq(&before.picks, &next.picks) {
             return;
         }
-        let config = &self.shared.info.config.load_balancing;
-        let balancer = self.balancer.borrow().with_hosts(config, next.hosts.clone());
-        *self.balancer.borrow_mut() = balancer;
+        let config = &self.shared.info.config;
+        let local = self.balancer.borrow().local().cloned();
+        self.balance(next, local);
+        self.count_subsets(Some(&before), Some(next));
+        if self.shared.context.is_control {
+            self.show_tables(next);
+        }
+        if Arc::ptr_eq(&before.hosts, &next.hosts) {
+            self.health_changed();
+            return;
+        }
         let mut known: HashMap<_, _> = self
             .hosts
             .take()
@@ -253,7 +296,7 @@ impl ThreadCluster {
         known.values().for_each(|gone| gone.pools.retire());
         let members = |set: &HostSet| set.hosts().map(|host| Arc::as_ptr(&host.state)).collect::<HashSet<_>>();
         let changed = members(&before.hosts) != members(&next.hosts);
-        if changed && config.close_connections_on_host_set_change {
+        if changed && config.load_balancing.close_connections_on_host_set_change {
             self.hosts.borrow().iter().flatten().flatten().for_each(|host| host.pools.drain());
         }
         if self.shared.context.is_control {
@@ -264,12 +307,72 @@ impl ThreadCluster {
         }
     }
 
-    /// Hosts changed their health: picks go by that from now on.
+    /// Picks go by what `cluster` has from now on.
+    fn balance(&self, cluster: &Arc<Cluster>, local: Option<Arc<LocalHosts>>) {
+        let balancer = self.balancer.borrow().next(cluster, local, &|| self.shared.stats().clone());
+        *self.balancer.borrow_mut() = balancer;
+    }
+
+    /// The local cluster's hosts are these.
+    fn set_local(&self, hosts: &Arc<LocalHosts>) {
+        let is_known = self.balancer.borrow().local().is_some_and(|known| Arc::ptr_eq(known, hosts));
+        if !is_known {
+            let cluster = self.cluster.borrow().clone();
+            self.balance(&cluster, Some(hosts.clone()));
+        }
+    }
+
+    /// Counts the subsets that came and went.
+    fn count_subsets(&self, before: Option<&Cluster>, after: Option<&Cluster>) {
+        fn subsets(cluster: Option<&Cluster>) -> Option<&HashSet<u64>> {
+            cluster.and_then(|c| c.picks.subsets.as_ref()).map(|s| &s.identities)
+        }
+        let (before, after) = (subsets(before), subsets(after));
+        if before.is_none() && after.is_none() {
+            return;
+        }
+        let beyond = |these: Option<&HashSet<u64>>, those: Option<&HashSet<u64>>| {
+            let is_new = |id: &&u64| those.is_none_or(|those| !those.contains(id));
+            these.into_iter().flatten().filter(is_new).count() as u64
+        };
+        let stats = self.stats();
+        let (created, removed) = (beyond(after, before), beyond(before, after));
+        stats.lb_subsets_created.add(created);
+        stats.lb_subsets_removed.add(removed);
+        stats.lb_subsets_active.set(after.map_or(0, |after| after.len() as u64));
+    }
+
+    /// Shows how large the tables of consistent hashing are, and which hosts subsets leave out.
+    fn show_tables(&self, cluster: &Cluster) {
+        let registry = &self.shared.context.registry;
+        if let Some(subsets) = &cluster.picks.subsets {
+            let stats = self.subset_stats.get_or_init(|| registry.attach(&self.shared.info.stat_prefix));
+            stats.lb_subsets_single_host_per_subset_duplicate.set(subsets.duplicates);
+        }
+        let tables = cluster.picks.any.priorities.iter().filter_map(|priority| priority.table.as_ref());
+        for table in tables {
+            match &table.kind {
+                TableKind::Ring(ring) => {
+                    let attach = || registry.attach(&format!("{}.ring_hash_lb", self.shared.info.stat_prefix));
+                    let stats = self.ring_stats.get_or_init(attach);
+                    stats.size.set(ring.len() as u64);
+                    stats.min_hashes_per_host.set(ring.per_host.0);
+                    stats.max_hashes_per_host.set(ring.per_host.1);
+                }
+                TableKind::Maglev(maglev) => {
+                    let attach = || registry.attach(&format!("{}.maglev_lb", self.shared.info.stat_prefix));
+                    let stats = self.maglev_stats.get_or_init(attach);
+                    stats.min_entries_per_host.set(maglev.per_host.0);
+                    stats.max_entries_per_host.set(maglev.per_host.1);
+                }
+            }
+        }
+    }
+
+    /// Hosts changed their health: what follows from it but for the picks.
     fn health_changed(&self) {
         let hosts = self.host_set();
         let config = &self.shared.info.config;
-        let balancer = self.balancer.borrow().with_hosts(&config.load_balancing, hosts.clone());
-        *self.balancer.borrow_mut() = balancer;
         if config.close_connections_on_host_health_failure {
             let unhealthy = |host: &&Rc<ThreadHost>| host.host.health() == Health::Unhealthy;
             self.hosts.borrow().iter().flatten().flatten().filter(unhealthy).for_each(|host| host.pools.drain());
@@ -292,13 +395,20 @@ impl ThreadCluster {
     /// The cluster is gone, or has another configuration.
     fn retire(&self, forget_stats: bool) {
         self.hosts.take().iter().flatten().flatten().for_each(|host| host.pools.retire());
+        if forget_stats {
+            let cluster = self.cluster.borrow().clone();
+            self.count_subsets(Some(&cluster), None);
+        }
         if let Some(hosts) = &self.original_dst {
             hosts.retire();
         }
         if forget_stats && self.shared.context.is_control {
             self.shared.context.registry.detach(&self.shared.info.stat_prefix);
             let rules = self.shared.info.match_stats().map(|(name, _)| name);
-            for part in ["http2", "ssl", "ssl.certificate", "client_ssl_socket_factory"].into_iter().chain(rules) {
+            for part in ["ring_hash_lb", "maglev_lb", "http2", "ssl", "ssl.certificate", "client_ssl_socket_factory"]
+                .into_iter()
+                .chain(rules)
+            {
                 self.shared.context.registry.detach(&format!("{}.{part}", self.shared.info.stat_prefix));
             }
         }
@@ -320,12 +430,16 @@ impl ThreadCluster {
 
     /// The host for the next request or connection.
     pub fn choose_host(&self, context: &LbContext<'_>) -> Option<Rc<ThreadHost>> {
-        let overridden = context.override_host.map(|wanted| (self.by_address(wanted.address), wanted.strict));
-        let chosen = match (&self.original_dst, overridden) {
-            (_, Some((Some(host), _))) => Some(host),
-            (_, Some((None, true))) => None,
-            (Some(hosts), _) => hosts.choose(context),
-            (None, _) => self.picked(context),
+        let chosen = match &self.original_dst {
+            Some(hosts) => hosts.choose(context),
+            None => {
+                let hosts = self.host_set();
+                match override_host::choose(&hosts, &self.info().config.load_balancing, context) {
+                    Choice::Host(priority, index) => self.host_at(priority, index),
+                    Choice::Nothing => None,
+                    Choice::Policy => self.picked(context),
+                }
+            }
         };
         if chosen.is_none() {
             self.stats().upstream_cx_none_healthy.inc();
@@ -335,7 +449,12 @@ impl ThreadCluster {
 
     /// True if the pick depends on [`LbContext::hash`].
     pub fn wants_hash(&self) -> bool {
-        false
+        self.shared.info.config.load_balancing.policy.hashing().is_some()
+    }
+
+    /// True if the pick depends on [`LbContext::metadata_match`].
+    pub fn wants_metadata(&self) -> bool {
+        self.cluster.borrow().picks.subsets.is_some()
     }
 
     /// Shares of priorities for a retry: those in `excluded` (by priority) take nothing for as long as there are others;
@@ -345,30 +464,9 @@ impl ThreadCluster {
     }
 
     fn picked(&self, context: &LbContext<'_>) -> Option<Rc<ThreadHost>> {
-        let picked = self.balancer.borrow().pick(context.retry.as_ref())?;
-        if picked.panic {
-            self.stats().lb_healthy_panic.inc();
-        }
+        let LbContext { hash, metadata_match, retry, .. } = *context;
+        let picked = self.balancer.borrow().pick(&PickContext { hash, metadata_match, retry }, self.stats())?;
         self.host_at(picked.priority, picked.index)
-    }
-
-    /// The host with this address, if its health is one that a request may ask for.
-    fn by_address(&self, address: &Address) -> Option<Rc<ThreadHost>> {
-        let hosts = self.host_set();
-        let mut all = hosts.priorities.iter().enumerate();
-        let (priority, index) = all.find_map(|(p, set)| {
-            let index = set.hosts.iter().position(|host| host.address == *address)?;
-            Some((p, index))
-        })?;
-        let host = hosts.priorities.get(priority)?.hosts.get(index)?;
-        let allowed = &self.info().config.load_balancing.override_host_status;
-        let status = host.status();
-        let is_allowed = if allowed.is_empty() {
-            matches!(status, HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded)
-        } else {
-            allowed.contains(&status)
-        };
-        if is_allowed { self.host_at(priority, index) } else { None }
     }
 
     fn host_at(&self, priority: usize, index: usize) -> Option<Rc<ThreadHost>> {

@@ -1,11 +1,13 @@
 //! Earliest deadline first: picks entries in proportion to their weights, spread evenly.
 
-use std::{cmp::Ordering, collections::BinaryHeap};
+use std::{
+    cmp::Ordering,
+    collections::{BinaryHeap, binary_heap::PeekMut},
+};
 
 /// The schedule. An entry's next turn comes one over its weight after the present one.
 pub(super) struct Edf {
     heap: BinaryHeap<Entry>,
-    now: f64,
     order: u64,
 }
 
@@ -13,34 +15,43 @@ struct Entry {
     deadline: f64,
     /// Of equal deadlines the one that was entered first goes first.
     order: u64,
-    index: usize,
+    index: u32,
     weight: f64,
 }
 
 impl Edf {
-    /// Entries by their indices; those without weight are never picked. `seed` says how many picks have been made already.
-    pub fn new(weights: &[f64], seed: u64) -> Self {
-        let mut this = Self { heap: BinaryHeap::with_capacity(weights.len()), now: 0.0, order: 0 };
-        for (index, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
-            this.enter(index, *weight);
+    /// Entries by their indices; those without weight are never picked. `seed` says how many picks have been made already:
+    /// at most one round.
+    pub fn new(weights: impl Iterator<Item = f64>, seed: u64) -> Self {
+        let mut entries: Vec<Entry> = weights
+            .enumerate()
+            .filter(|(_, weight)| *weight > 0.0)
+            .map(|(i, weight)| Entry { deadline: 1.0 / weight, order: i as u64, index: i as u32, weight })
+            .collect();
+        let picks = seed % entries.len().max(1) as u64;
+        // After a time the earliest deadlines come of so many turns as that time holds.
+        let time = picks as f64 / entries.iter().map(|entry| entry.weight).sum::<f64>().max(f64::MIN_POSITIVE);
+        for entry in &mut entries {
+            entry.deadline = ((time * entry.weight).floor() + 1.0) / entry.weight;
         }
-        for _ in 0..seed % this.heap.len().max(1) as u64 {
-            this.pick(|_| None);
-        }
-        this
+        Self { order: entries.len() as u64, heap: entries.into() }
     }
 
     /// The next entry, which gets the weight that `weight` says for its turn after this one (`None`: as before).
     pub fn pick(&mut self, weight: impl FnOnce(usize) -> Option<f64>) -> Option<usize> {
-        let Entry { deadline, index, weight: before, .. } = self.heap.pop()?;
-        self.now = deadline;
-        self.enter(index, weight(index).filter(|weight| *weight > 0.0).unwrap_or(before));
+        let mut first = self.heap.peek_mut()?;
+        let index = first.index as usize;
+        let weight = weight(index).filter(|weight| *weight > 0.0).unwrap_or(first.weight);
+        let next = Entry { deadline: first.deadline + 1.0 / weight, order: self.order, index: first.index, weight };
+        self.order += 1;
+        // Put in the place of the first it sinks to its own: one walk down the heap.
+        *first = next;
+        drop::<PeekMut<'_, Entry>>(first);
         Some(index)
     }
 
-    fn enter(&mut self, index: usize, weight: f64) {
-        self.heap.push(Entry { deadline: self.now + 1.0 / weight, order: self.order, index, weight });
-        self.order += 1;
+    pub fn is_empty(&self) -> bool {
+        self.heap.is_empty()
     }
 }
 
@@ -71,10 +82,13 @@ mod tests {
 
     #[test]
     fn turns_follow_weights_and_are_spread() {
-        let mut edf = Edf::new(&[1.0, 2.0, 3.0, 0.0], 4);
-        let picks: Vec<_> = (0..60).filter_map(|_| edf.pick(|_| None)).collect();
-        let count = |i| picks.iter().filter(|p| **p == i).count();
-        assert_eq!([count(0), count(1), count(2), count(3)], [10, 20, 30, 0]);
-        assert!(picks.windows(3).all(|three| three != [2, 2, 2]));
+        for seed in 0..6 {
+            let mut edf = Edf::new([1.0, 2.0, 3.0, 0.0].into_iter(), seed);
+            let picks: Vec<_> = (0..60).filter_map(|_| edf.pick(|_| None)).collect();
+            let count = |i| picks.iter().filter(|p| **p == i).count();
+            assert_eq!([count(0), count(1), count(2), count(3)], [10, 20, 30, 0]);
+            assert!(picks.windows(3).all(|three| three != [2, 2, 2]), "{seed} {picks:?}");
+        }
+        assert!(Edf::new([0.0].into_iter(), 3).is_empty());
     }
 }

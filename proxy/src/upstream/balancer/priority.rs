@@ -1,5 +1,6 @@
 //! How traffic is shared between priorities, by how many of their hosts are available.
 
+use super::eligible::{EligiblePriority, Found, List};
 use crate::upstream::{
     health::Health,
     host::{HostSet, PrioritySet},
@@ -15,7 +16,7 @@ pub struct PriorityLoads {
 
 /// The shares of one host set.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Loads {
+pub(in crate::upstream) struct Loads {
     loads: PriorityLoads,
     /// How much of each priority is available, in percent.
     available: PriorityLoads,
@@ -33,13 +34,16 @@ struct Counted {
 }
 
 impl Counted {
-    fn new(set: &PrioritySet) -> Self {
+    fn new(set: &PrioritySet, found: &[Found], hosts: &List) -> Self {
         let mut this = Self::default();
-        for host in set.hosts.iter().filter(|host| !host.is_excluded()) {
+        for (host, found) in hosts.iter().filter_map(|i| Some((set.hosts.get(i)?, found.get(i)?))) {
+            if found.is_excluded {
+                continue;
+            }
             let weight = u64::from(host.weight);
             this.all += 1;
             this.weights[0] += weight;
-            match host.health() {
+            match found.health {
                 Health::Healthy => {
                     this.healthy += 1;
                     this.weights[1] += weight;
@@ -69,9 +73,11 @@ impl Counted {
 }
 
 impl Loads {
-    /// `panic_threshold`: percent of hosts available below which health does not count; 0 turns that off.
-    pub fn new(hosts: &HostSet, panic_threshold: f64) -> Self {
-        let counted: Vec<_> = hosts.priorities.iter().map(Counted::new).collect();
+    /// `lists`: the hosts that count, by priority, and how they were found. `panic_threshold`: percent of hosts available
+    /// below which health does not count; 0 turns that off.
+    pub fn new(hosts: &HostSet, found: &[Vec<Found>], lists: &[EligiblePriority], panic_threshold: f64) -> Self {
+        let sets = hosts.priorities.iter().zip(found).zip(lists);
+        let counted: Vec<_> = sets.map(|((set, found), lists)| Counted::new(set, found, &lists.all)).collect();
         let (healthy, degraded): (Vec<_>, Vec<_>) = counted
             .iter()
             .map(|c| c.availability(hosts.overprovisioning_factor, hosts.weighted_priority_health))
@@ -86,7 +92,7 @@ impl Loads {
             let first = (0..counted.len()).map(|i| if i == 0 { 100 } else { 0 }).collect();
             PriorityLoads { healthy: first, degraded: none }
         } else if panic.iter().all(|panic| *panic) {
-            let sizes = hosts.priorities.iter().map(|set| set.hosts.len() as u64).collect::<Vec<_>>();
+            let sizes = lists.iter().map(|lists| lists.all.len() as u64).collect::<Vec<_>>();
             PriorityLoads { healthy: by_size(&sizes), degraded: none }
         } else {
             available.shared()
@@ -174,8 +180,24 @@ fn by_size(sizes: &[u64]) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::host::tests::{assignment, endpoint, rules};
-    use weft_config::endpoint::HealthStatus::{Degraded, Draining, Healthy, Unhealthy};
+    use crate::upstream::{
+        balancer::eligible::{Eligible, LocalityWeights, Rules},
+        host::tests::{assignment, endpoint, rules},
+    };
+    use weft_config::{
+        endpoint::HealthStatus::{Degraded, Draining, Healthy, Unhealthy},
+        load_balancing::LbPolicy,
+    };
+
+    fn of(hosts: &HostSet, threshold: f64) -> Loads {
+        let rules = Rules {
+            policy: &LbPolicy::default(),
+            panic_threshold: threshold,
+            zone: None,
+            weights: LocalityWeights::Configured,
+        };
+        Eligible::new(hosts, &Found::all(hosts), None, rules).loads
+    }
 
     /// Priorities as (healthy, degraded, unhealthy) numbers of hosts.
     fn loads(priorities: &[(usize, usize, usize)], threshold: f64) -> Loads {
@@ -184,10 +206,8 @@ mod tests {
             let all = kinds.into_iter().flat_map(|(kind, n)| std::iter::repeat_n(kind, n));
             all.enumerate().map(|(j, kind)| endpoint((i * 1000 + j) as u16, 1, kind)).collect()
         };
-        Loads::new(
-            &HostSet::build(&assignment(priorities.iter().enumerate().map(hosts).collect()), &rules(true), None),
-            threshold,
-        )
+        let assignment = assignment(priorities.iter().enumerate().map(hosts).collect());
+        of(&HostSet::build(&assignment, &rules(true), None), threshold)
     }
 
     /// Envoy's documentation of priority levels: healthy hosts of 100 in each, and the traffic each gets.
@@ -248,7 +268,7 @@ mod tests {
     #[test]
     fn draining_hosts_do_not_count() {
         let set = assignment(vec![vec![endpoint(1, 1, Healthy), endpoint(2, 1, Draining)]]);
-        let loads = Loads::new(&HostSet::build(&set, &rules(true), None), 60.0);
+        let loads = of(&HostSet::build(&set, &rules(true), None), 60.0);
         assert_eq!((loads.loads.healthy, loads.panic), (vec![100], vec![false]));
     }
 }

@@ -63,6 +63,7 @@ fn run(discovery: Discovery, answers: &[Result<Answer, NoAnswer>]) -> (Vec<Vec<S
             ClusterId(0),
             Arc::new(config),
             None,
+            None,
             false,
             &crate::transport::tls::secrets::NoSecrets,
             &mut weft_config::Context::new(),

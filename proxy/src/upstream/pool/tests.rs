@@ -100,7 +100,7 @@ fn table(config: Config) -> ClusterTable {
     let mut names = Names::default();
     let id = names.intern("u");
     ClusterTable::new(
-        [Cluster::compile(id, Arc::new(config), None, false, &NoSecrets, &mut Context::new())],
+        [Cluster::compile(id, Arc::new(config), None, None, false, &NoSecrets, &mut Context::new())],
         Arc::new(names),
     )
 }
@@ -304,7 +304,7 @@ fn hosts_that_stay_keep_their_connections() {
         exchange(&mut stream, &mut far, OK).await;
         drop(stream);
         let cluster = rig.upstreams.clusters()[0].clone();
-        let before = Cluster { info: cluster.info().clone(), hosts: cluster.host_set() };
+        let before = Cluster::with_hosts(cluster.info(), cluster.host_set());
         let mut assignment = cluster.info().config.load_assignment.clone();
         assignment.localities[0].endpoints[0].load_balancing_weight = 5;
         let mut names = Names::default();
