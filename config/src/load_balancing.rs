@@ -354,7 +354,8 @@ impl RingHash {
 impl Maglev {
     fn new(table_size: Option<u64>, hashing: ConsistentHashing, cx: &mut Context) -> Self {
         let table_size = table_size.unwrap_or(65537);
-        let is_prime = table_size > 1 && (2..).take_while(|n| n * n <= table_size).all(|n| !table_size.is_multiple_of(n));
+        let is_prime =
+            table_size > 1 && (2..).take_while(|n| n * n <= table_size).all(|n| !table_size.is_multiple_of(n));
         if !is_prime {
             cx.problem_at("table_size", format!("found {table_size}: the table size of maglev must be a prime number"));
         }

@@ -3,6 +3,7 @@
 //! The control thread compiles [`Cluster`]s and publishes them in a [`ClusterTable`]; each thread has its [`Upstreams`], which
 //! takes the table over and gives out streams and connections. Shared between threads are only the atomics of hosts and breakers.
 
+mod aggregate;
 mod balancer;
 pub mod breakers;
 pub mod cluster;

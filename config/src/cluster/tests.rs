@@ -75,7 +75,7 @@ fn hosts_fit_the_type() {
 #[test]
 fn what_is_not_done_is_refused_with_its_path() {
     let p = pb::Cluster {
-        lb_policy: parts::LbPolicy::Maglev.into(),
+        lb_policy: parts::LbPolicy::ClusterProvided.into(),
         health_checks: vec![core::HealthCheck::default()],
         transport_socket: Some(core::TransportSocket {
             name: "tls".into(),

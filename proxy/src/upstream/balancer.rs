@@ -30,6 +30,7 @@ use eligible::{Eligible, EligiblePriority};
 pub(super) use hash_table::Kind as TableKind;
 pub(super) use picks::Picks;
 pub use priority::PriorityLoads;
+pub(super) use priority::{Available, Loads};
 use std::{
     cell::{OnceCell, RefCell},
     rc::Rc,
@@ -94,6 +95,8 @@ pub struct PickContext<'a> {
     pub hash: Option<u64>,
     pub metadata_match: Option<&'a MetadataMatch>,
     pub retry: Option<RetryContext<'a>>,
+    /// Shares of priorities in place of all others.
+    pub loads: Option<&'a PriorityLoads>,
 }
 
 impl Balancer {
@@ -192,7 +195,7 @@ impl Balancer {
         context: &PickContext<'_>,
         stats: &ClusterStats,
     ) -> Option<Picked> {
-        let loads = context.retry.and_then(|retry| retry.loads);
+        let loads = context.loads.or(context.retry.and_then(|retry| retry.loads));
         let mut row = Row::new(self, eligible, turns, context.hash, loads, stats);
         let mut picked = row.next()?;
         if let Some(retry) = context.retry {

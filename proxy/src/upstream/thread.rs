@@ -5,6 +5,7 @@
 
 use super::{
     ClusterId, Names,
+    aggregate::Aggregate,
     balancer::{Balancer, LocalHosts, PickContext, PriorityLoads, RetryContext, TableKind},
     cluster::{Cluster, ClusterInfo, ClusterTable, LocalZone},
     connect::{Connect, Connected, Sockets},
@@ -114,6 +115,7 @@ impl Upstreams {
         }
         *self.clusters.borrow_mut() = after;
         self.set_local(table.iter().find_map(|cluster| cluster.info.zone.as_ref()));
+        self.aggregate();
     }
 
     /// Takes over clusters whose hosts changed their health.
@@ -125,6 +127,18 @@ impl Upstreams {
             }
         }
         self.set_local(clusters.iter().find_map(|cluster| cluster.info.zone.as_ref()));
+        self.aggregate();
+    }
+
+    /// Makes aggregates anew of what their members are now.
+    fn aggregate(&self) {
+        for cluster in self.clusters.borrow().iter().flatten() {
+            if let (Discovery::Aggregate(names), Some(seat)) = (&cluster.info().config.discovery, &cluster.aggregate) {
+                let members = names.iter().filter_map(|name| self.by_name(name));
+                let threshold = cluster.info().config.load_balancing.healthy_panic_threshold;
+                *seat.borrow_mut() = Rc::new(Aggregate::new(members, threshold));
+            }
+        }
     }
 
     /// Tells all clusters who is in which zone of the local one.
@@ -165,6 +179,8 @@ pub struct ThreadCluster {
     /// By priority and index in it; made when first picked.
     hosts: RefCell<Vec<Vec<Option<Rc<ThreadHost>>>>>,
     original_dst: Option<Rc<OriginalDstHosts>>,
+    /// Other clusters, where it is made of such.
+    aggregate: Option<RefCell<Rc<Aggregate>>>,
     breaker_stats: Option<Arc<BreakerStats>>,
     ring_stats: OnceCell<Arc<RingHashStats>>,
     maglev_stats: OnceCell<Arc<MaglevStats>>,
@@ -238,6 +254,7 @@ impl ThreadCluster {
             cluster: RefCell::new(cluster.clone()),
             shared,
             original_dst,
+            aggregate: matches!(&config.discovery, Discovery::Aggregate(_)).then(RefCell::default),
             breaker_stats,
             ring_stats: OnceCell::new(),
             maglev_stats: OnceCell::new(),
@@ -394,6 +411,9 @@ impl ThreadCluster {
 
     /// The cluster is gone, or has another configuration.
     fn retire(&self, forget_stats: bool) {
+        if let Some(aggregate) = &self.aggregate {
+            aggregate.take();
+        }
         self.hosts.take().iter().flatten().flatten().for_each(|host| host.pools.retire());
         if forget_stats {
             let cluster = self.cluster.borrow().clone();
@@ -423,6 +443,11 @@ impl ThreadCluster {
         self.shared.stats()
     }
 
+    /// The cluster as it is now.
+    pub(super) fn current(&self) -> Arc<Cluster> {
+        self.cluster.borrow().clone()
+    }
+
     /// The hosts of this moment.
     pub fn host_set(&self) -> Arc<HostSet> {
         self.cluster.borrow().hosts.clone()
@@ -430,16 +455,14 @@ impl ThreadCluster {
 
     /// The host for the next request or connection.
     pub fn choose_host(&self, context: &LbContext<'_>) -> Option<Rc<ThreadHost>> {
-        let chosen = match &self.original_dst {
-            Some(hosts) => hosts.choose(context),
-            None => {
-                let hosts = self.host_set();
-                match override_host::choose(&hosts, &self.info().config.load_balancing, context) {
-                    Choice::Host(priority, index) => self.host_at(priority, index),
-                    Choice::Nothing => None,
-                    Choice::Policy => self.picked(context),
-                }
+        let chosen = match (&self.original_dst, &self.aggregate) {
+            (Some(hosts), _) => hosts.choose(context),
+            (None, Some(aggregate)) => {
+                let (aggregate, loads) = (aggregate.borrow().clone(), context.retry.and_then(|retry| retry.loads));
+                let member = aggregate.pick(fastrand::u32(0..100), loads);
+                member.and_then(|(cluster, loads)| cluster.choose(context, Some(loads)))
             }
+            (None, None) => self.choose(context, None),
         };
         if chosen.is_none() {
             self.stats().upstream_cx_none_healthy.inc();
@@ -449,23 +472,50 @@ impl ThreadCluster {
 
     /// True if the pick depends on [`LbContext::hash`].
     pub fn wants_hash(&self) -> bool {
-        self.shared.info.config.load_balancing.policy.hashing().is_some()
+        let own = self.shared.info.config.load_balancing.policy.hashing().is_some();
+        own || self.of_members(|member| member.wants_hash())
+    }
+
+    fn of_members(&self, is: impl Fn(&Self) -> bool) -> bool {
+        self.aggregate.as_ref().is_some_and(|aggregate| aggregate.borrow().members().any(|member| is(member)))
     }
 
     /// True if the pick depends on [`LbContext::metadata_match`].
     pub fn wants_metadata(&self) -> bool {
-        self.cluster.borrow().picks.subsets.is_some()
+        self.cluster.borrow().picks.subsets.is_some() || self.of_members(|member| member.wants_metadata())
     }
 
     /// Shares of priorities for a retry: those in `excluded` (by priority) take nothing for as long as there are others;
     /// then `excluded` is emptied. `None`: nothing is available, and the usual shares hold.
     pub fn loads_without(&self, excluded: &mut Vec<bool>) -> Option<PriorityLoads> {
-        self.balancer.borrow().loads_without(excluded)
+        match &self.aggregate {
+            Some(aggregate) => aggregate.borrow().loads_without(excluded),
+            None => self.balancer.borrow().loads_without(excluded),
+        }
     }
 
-    fn picked(&self, context: &LbContext<'_>) -> Option<Rc<ThreadHost>> {
+    /// The priority of a host that this cluster chose, as [`ThreadCluster::loads_without`] counts them.
+    pub fn priority_of(&self, host: &ThreadHost) -> Option<usize> {
+        match &self.aggregate {
+            Some(aggregate) => aggregate.borrow().place(host.cluster().name(), host.host.priority),
+            None => Some(host.host.priority as usize),
+        }
+    }
+
+    /// One of this cluster's own hosts. `loads`: shares of priorities in place of all others.
+    fn choose(&self, context: &LbContext<'_>, loads: Option<&PriorityLoads>) -> Option<Rc<ThreadHost>> {
+        let hosts = self.host_set();
+        match override_host::choose(&hosts, &self.info().config.load_balancing, context) {
+            Choice::Host(priority, index) => self.host_at(priority, index),
+            Choice::Nothing => None,
+            Choice::Policy => self.picked(context, loads),
+        }
+    }
+
+    fn picked(&self, context: &LbContext<'_>, loads: Option<&PriorityLoads>) -> Option<Rc<ThreadHost>> {
         let LbContext { hash, metadata_match, retry, .. } = *context;
-        let picked = self.balancer.borrow().pick(&PickContext { hash, metadata_match, retry }, self.stats())?;
+        let context = PickContext { hash, metadata_match, retry, loads };
+        let picked = self.balancer.borrow().pick(&context, self.stats())?;
         self.host_at(picked.priority, picked.index)
     }
 
@@ -487,7 +537,9 @@ impl ThreadCluster {
         wanted: StreamRequest,
     ) -> impl Future<Output = Result<Opened, StreamError>> + use<> {
         let StreamRequest { downstream_protocol, priority, protocol, connection, names } = wanted;
-        let config = &self.shared.info.config;
+        // Of an aggregate the host is another cluster's.
+        let shared = host.pools.shared.clone();
+        let config = &shared.info.config;
         let wire = match &config.http.protocol {
             UpstreamProtocol::Http1(_) => pool::Protocol::Http1,
             UpstreamProtocol::Auto { .. } => pool::Protocol::Auto,
@@ -507,7 +559,7 @@ impl ThreadCluster {
             downstream: connection.as_ref().filter(|_| own_pool).map(|connection| connection.id),
             tls: tls.clone(),
         };
-        let raw = (protocol == ProtocolChoice::Tcp).then(|| (self.shared.clone(), host.clone()));
+        let raw = (protocol == ProtocolChoice::Tcp).then(|| (shared.clone(), host.clone()));
         let pooled = raw.is_none().then(|| host.pools.open(key, connection.clone().filter(|_| tells_client)));
         async move {
             match (raw, pooled) {
@@ -542,7 +594,7 @@ impl ThreadCluster {
         host: &Rc<ThreadHost>,
         context: &LbContext<'_>,
     ) -> impl Future<Output = Result<(Io, Rc<UpstreamConnection>), StreamError>> + use<> {
-        let (shared, host, connection) = (self.shared.clone(), host.clone(), context.connection.cloned());
+        let (shared, host, connection) = (host.pools.shared.clone(), host.clone(), context.connection.cloned());
         let tls = shared.context.tls_options(Alpn::None);
         async move { tcp_connect(&shared, &host, connection, tls, Priority::Default).await }
     }
@@ -671,6 +723,11 @@ impl ThreadHost {
 
     pub fn address(&self) -> &Address {
         &self.host.address
+    }
+
+    /// The cluster that it is a host of.
+    pub fn cluster(&self) -> &Arc<ClusterInfo> {
+        &self.pools.shared.info
     }
 
     /// The host as all threads share it.

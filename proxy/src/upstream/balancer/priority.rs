@@ -18,9 +18,20 @@ pub struct PriorityLoads {
 #[derive(Debug, Default, PartialEq)]
 pub(in crate::upstream) struct Loads {
     loads: PriorityLoads,
-    /// How much of each priority is available, in percent.
-    available: PriorityLoads,
+    priorities: Vec<Available>,
     panic: Vec<bool>,
+}
+
+/// How much of one priority is available.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::upstream) struct Available {
+    /// All of its hosts.
+    pub hosts: u64,
+    /// In percent with overprovisioning, at most 100.
+    healthy: u32,
+    degraded: u32,
+    /// Healthy and degraded hosts, in percent of those that count.
+    percent: f64,
 }
 
 /// What of a priority is available.
@@ -58,17 +69,13 @@ impl Counted {
         this
     }
 
-    /// Healthy and degraded availability, in percent, at most 100 each.
-    fn availability(&self, factor: u32, by_weight: bool) -> (u32, u32) {
+    /// `hosts`: all, with those that do not count.
+    fn available(&self, hosts: u64, factor: u32, by_weight: bool) -> Available {
         let [all, healthy, degraded] = if by_weight { self.weights } else { [self.all, self.healthy, self.degraded] };
-        let percent = |part: u64| (u64::from(factor) * part).checked_div(all).unwrap_or_default().min(100) as u32;
-        (percent(healthy), percent(degraded))
-    }
-
-    fn is_panic(&self, threshold: f64) -> bool {
-        let available =
-            if self.all == 0 { 0.0 } else { 100.0 * (self.healthy + self.degraded) as f64 / self.all as f64 };
-        available < threshold
+        let over = |part: u64| (u64::from(factor) * part).checked_div(all).unwrap_or_default().min(100) as u32;
+        let some = (self.healthy + self.degraded) as f64;
+        let percent = if self.all == 0 { 0.0 } else { 100.0 * some / self.all as f64 };
+        Available { hosts, healthy: over(healthy), degraded: over(degraded), percent }
     }
 }
 
@@ -76,28 +83,40 @@ impl Loads {
     /// `lists`: the hosts that count, by priority, and how they were found. `panic_threshold`: percent of hosts available
     /// below which health does not count; 0 turns that off.
     pub fn new(hosts: &HostSet, found: &[Vec<Found>], lists: &[EligiblePriority], panic_threshold: f64) -> Self {
+        let (factor, by_weight) = (hosts.overprovisioning_factor, hosts.weighted_priority_health);
         let sets = hosts.priorities.iter().zip(found).zip(lists);
-        let counted: Vec<_> = sets.map(|((set, found), lists)| Counted::new(set, found, &lists.all)).collect();
-        let (healthy, degraded): (Vec<_>, Vec<_>) = counted
-            .iter()
-            .map(|c| c.availability(hosts.overprovisioning_factor, hosts.weighted_priority_health))
-            .unzip();
-        let available = PriorityLoads { healthy, degraded };
+        let available = sets.map(|((set, found), lists)| {
+            Counted::new(set, found, &lists.all).available(lists.all.len() as u64, factor, by_weight)
+        });
+        Self::of(available.collect(), panic_threshold)
+    }
+
+    /// The shares of these priorities.
+    pub fn of(priorities: Vec<Available>, panic_threshold: f64) -> Self {
+        let available = PriorityLoads {
+            healthy: priorities.iter().map(|p| p.healthy).collect(),
+            degraded: priorities.iter().map(|p| p.degraded).collect(),
+        };
         let total = available.total();
         let threshold = panic_threshold.trunc();
-        let panic =
-            counted.iter().map(|c| total != 100 && threshold > 0.0 && c.is_panic(threshold)).collect::<Vec<_>>();
-        let none = vec![0; counted.len()];
+        let panic: Vec<_> =
+            priorities.iter().map(|p| total != 100 && threshold > 0.0 && p.percent < threshold).collect();
+        let none = vec![0; priorities.len()];
         let loads = if threshold == 0.0 && total == 0 {
-            let first = (0..counted.len()).map(|i| if i == 0 { 100 } else { 0 }).collect();
+            let first = (0..priorities.len()).map(|i| if i == 0 { 100 } else { 0 }).collect();
             PriorityLoads { healthy: first, degraded: none }
         } else if panic.iter().all(|panic| *panic) {
-            let sizes = lists.iter().map(|lists| lists.all.len() as u64).collect::<Vec<_>>();
+            let sizes = priorities.iter().map(|p| p.hosts).collect::<Vec<_>>();
             PriorityLoads { healthy: by_size(&sizes), degraded: none }
         } else {
             available.shared()
         };
-        Self { loads, available, panic }
+        Self { loads, priorities, panic }
+    }
+
+    /// How much of each priority is available.
+    pub fn priorities(&self) -> &[Available] {
+        &self.priorities
     }
 
     /// The priority for `random` (0 to 99), and the health of the hosts to take there.
@@ -119,11 +138,11 @@ impl Loads {
     /// of `excluded`; `None` if even so there is nothing.
     pub fn without(&self, excluded: &mut [bool]) -> Option<PriorityLoads> {
         let remaining = |excluded: &[bool]| {
-            let keep = |all: &[u32]| {
-                let is_out = |i: usize| excluded.get(i).copied().unwrap_or_default();
-                all.iter().enumerate().map(|(i, a)| if is_out(i) { 0 } else { *a }).collect()
+            let is_out = |i: usize| excluded.get(i).copied().unwrap_or_default();
+            let keep = |of: fn(&Available) -> u32| {
+                self.priorities.iter().enumerate().map(|(i, p)| if is_out(i) { 0 } else { of(p) }).collect()
             };
-            PriorityLoads { healthy: keep(&self.available.healthy), degraded: keep(&self.available.degraded) }
+            PriorityLoads { healthy: keep(|p| p.healthy), degraded: keep(|p| p.degraded) }
         };
         let mut left = remaining(excluded);
         if left.total() == 0 {

@@ -124,7 +124,7 @@ mod tests {
     fn places_are_those_of_the_reference() {
         let ring = ring(&[1.0; 6], 12, 8 << 20);
         assert_eq!(ring.len(), 12);
-        assert_eq!((ring.hashes[0], ring.hosts[0]), (833437586790550860, 94));
+        assert_eq!((ring.hashes[0], ring.hosts[0]), (833437586790550860, 4));
     }
 
     #[test]
