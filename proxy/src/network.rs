@@ -178,16 +178,35 @@ impl ActiveFilters {
     }
 
     /// Runs a connection to its end. Dropping the future closes it.
-    pub async fn serve(&self, mut connection: Connection) {
+    pub fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>> {
+        if self.gates.is_empty() {
+            return self.terminal.clone().serve(connection);
+        }
+        // In a box of its own: a connection that was admitted need not hold the room that the gates took.
+        let admitting = Box::pin(self.admit(connection));
+        Box::pin(async move {
+            if let Some((serving, _held)) = admitting.await {
+                serving.await;
+            }
+        })
+    }
+
+    async fn admit(
+        self: Rc<Self>,
+        mut connection: Connection,
+    ) -> Option<(Pin<Box<dyn Future<Output = ()>>>, Vec<Box<dyn Guard>>)> {
         let mut held = Vec::new();
         for gate in &self.gates {
             match gate.admit(&mut connection).await {
                 Admission::Pass => {}
                 Admission::Hold(guard) => held.push(guard),
-                Admission::Close => return self.terminal.missed(connection),
+                Admission::Close => {
+                    self.terminal.missed(connection);
+                    return None;
+                }
             }
         }
-        self.terminal.clone().serve(connection).await;
+        Some((self.terminal.clone().serve(connection), held))
     }
 }
 

@@ -2,7 +2,9 @@
 
 pub mod internal;
 pub mod io;
+pub mod splice;
 pub mod tls;
 
 pub use internal::Internals;
 pub use io::{Io, Meter};
+pub use splice::Pipe;

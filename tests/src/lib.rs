@@ -4,6 +4,7 @@
 //! [`Upstream`] saw. [`differential`] does the same thing to both and compares. What the tests run beside Weft is
 //! fetched by `make tools`; where it could not be had, a test says `skipped: why` and passes.
 
+pub mod bulk;
 pub mod certificate_matrix;
 mod control;
 pub mod hello;

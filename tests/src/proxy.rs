@@ -90,6 +90,16 @@ impl Proxy {
         get(self.admin, path).unwrap_or_else(|| panic!("no answer to {path}")).text()
     }
 
+    /// How many descriptors it has open whose name begins with `kind` (`pipe:`, `socket:`; all if empty).
+    ///
+    /// # Panics
+    /// It does not run.
+    pub fn descriptors(&self, kind: &str) -> usize {
+        let all = std::fs::read_dir(format!("/proc/{}/fd", self.id())).expect("it runs").flatten();
+        let links = all.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with(kind)).count()
+    }
+
     /// A counter or gauge; `None` if there is none of that name.
     pub fn stat(&self, name: &str) -> Option<u64> {
         let text = self.page("/stats");

@@ -2,12 +2,16 @@
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
+    net::{Shutdown, TcpStream},
     sync::Arc,
     thread,
     time::Duration,
 };
-use weft_tests::{Client, Kind, Proxy, differential, free_port, until, yaml};
+use weft_tests::{
+    Client, Kind, Proxy,
+    bulk::{MIB, pattern, read_pattern, server},
+    differential, free_port, until, yaml,
+};
 
 /// A listener whose only network filter is the TCP proxy to cluster `t`; `fields` go into the filter.
 fn tcp_listener(port: u16, fields: &str, listener_fields: &str) -> String {
@@ -22,19 +26,6 @@ const LOG: &str = "{name: stderr, typed_config: {\"@type\": type.googleapis.com/
                    v3.StderrAccessLog, log_format: {text_format_source: {inline_string: \"LOG %RESPONSE_FLAGS% \
                    %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_CLUSTER% %UPSTREAM_REQUEST_ATTEMPT_COUNT% \
                    %UPSTREAM_TRANSPORT_FAILURE_REASON% %ACCESS_LOG_TYPE%\\n\"}}}}";
-
-/// A server of which each connection is one call on a thread of its own.
-fn server(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("its address").port();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let serve = serve.clone();
-            thread::spawn(move || serve(stream));
-        }
-    });
-    port
-}
 
 fn echo(mut stream: TcpStream) {
     let mut buffer = [0; 16 * 1024];
@@ -183,22 +174,6 @@ fn a_slow_reader_costs_no_more_than_the_buffers() {
     assert!(proxy.stat("tcp.t.downstream_flow_control_paused_reading_total") > Some(0));
 }
 
-/// Bytes that tell where they belong, again and again; of no length that buffers have.
-fn pattern(seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut bytes = Vec::with_capacity(MIB);
-    while bytes.len() < 1_000_000 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(999_983);
-    bytes
-}
-
-const MIB: usize = 1 << 20;
-
 /// Sends `length` bytes of a pattern in pieces of changing size, and ends.
 fn send_pattern(mut stream: &TcpStream, pattern: &[u8], length: usize) {
     let bytes: Vec<u8> = pattern.iter().copied().cycle().take(length).collect();
@@ -212,24 +187,6 @@ fn send_pattern(mut stream: &TcpStream, pattern: &[u8], length: usize) {
         rest = later;
     }
     let _ = stream.shutdown(Shutdown::Write);
-}
-
-/// How many bytes of a pattern came before the end; `None` if others did.
-fn read_pattern(mut stream: &TcpStream, pattern: &[u8]) -> Option<usize> {
-    let (mut all, mut buffer) = (0, vec![0; 256 << 10]);
-    while let Ok(n @ 1..) = stream.read(&mut buffer) {
-        let mut got = &buffer[..n];
-        while !got.is_empty() {
-            let wanted = &pattern[all % pattern.len()..];
-            let (now, later) = got.split_at(wanted.len().min(got.len()));
-            if now != &wanted[..now.len()] {
-                return None;
-            }
-            all += now.len();
-            got = later;
-        }
-    }
-    Some(all)
 }
 
 #[test]
@@ -317,11 +274,7 @@ fn aborted_transfers_leave_nothing_behind() {
     let port = free_port();
     let config = yaml::bootstrap(&[tcp_listener(port, "", "")], &[yaml::cluster("t", upstream)]);
     let proxy = Proxy::start(&Kind::Weft, &config);
-    let open = |kind: &str| {
-        let all = std::fs::read_dir(format!("/proc/{}/fd", proxy.id())).expect("it runs").flatten();
-        let links = all.filter_map(|entry| std::fs::read_link(entry.path()).ok());
-        links.filter(|link| link.to_string_lossy().starts_with(kind)).count()
-    };
+    let open = |kind: &str| proxy.descriptors(kind);
     let before = (open(""), open("pipe:"));
     for turn in 0..TRANSFERS {
         let client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");

@@ -3,7 +3,10 @@
 //! Backpressure is not polling: a [`BodySource`] reads from its connection only when it is polled, and a
 //! [`BodySink`] takes data only after it said ready. Data are the `Bytes` that were read.
 
-use crate::base::{ResetReason, StreamError};
+use crate::{
+    base::{ResetReason, Side, StreamError},
+    transport::Pipe,
+};
 use bytes::Bytes;
 use http::HeaderMap;
 use std::task::{Context, Poll};
@@ -44,6 +47,30 @@ pub trait BodySink {
 
     /// Ends the message in the middle: RST_STREAM, or closing the connection.
     fn reset(&mut self, reason: ResetReason);
+
+    /// What it takes in pipes at present; `None`: nothing.
+    fn pipe_room(&self) -> Option<PipeRoom> {
+        None
+    }
+
+    /// Takes what a pipe holds, within the [`BodySink::pipe_room`]; `end` as above. Call after [`BodySink::poll_flush`].
+    fn send_pipe(&mut self, _pipe: Pipe, _end: bool) -> Result<(), StreamError> {
+        Err(StreamError::new(Side::Ours, ResetReason::LocalReset, "no room for a pipe"))
+    }
+
+    /// Bytes that were taken and not yet written, where that is known.
+    fn waiting(&self) -> usize {
+        0
+    }
+}
+
+/// What goes into a sink in pipes: bytes that never leave the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct PipeRoom {
+    /// What is left of the message, where that was declared.
+    pub left: Option<u64>,
+    /// What one pipe may hold.
+    pub most: usize,
 }
 
 /// A body. The codecs' own are named so that they cost neither an allocation nor a virtual call.

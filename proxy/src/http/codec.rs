@@ -11,8 +11,9 @@ use crate::{
     transport::Io,
 };
 use bytes::BytesMut;
+use futures_util::FutureExt as _;
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
     mem::MaybeUninit,
     pin::Pin,
@@ -64,33 +65,73 @@ pub struct ServerOptions {
 }
 
 /// Serves one connection to its end with `codec`, or with the one that its first bytes tell.
-pub async fn serve<S: StreamService + 'static>(
-    mut io: Io,
+pub fn serve<S: StreamService + 'static>(
+    io: Io,
     codec: Option<Codec>,
     options: ServerOptions,
     service: S,
     drain: Drain,
-    event: impl Fn(ConnectionEvent),
-) {
-    let codec = match codec {
-        Some(codec) => codec,
-        None => match first_bytes(&mut io, &options, &drain).await {
-            Detected::Codec(codec) => codec,
-            Detected::Idle => return event(ConnectionEvent::IdleTimeout),
-            Detected::Gone => return,
-        },
-    };
+    event: impl Fn(ConnectionEvent) + 'static,
+) -> Serving {
+    match codec {
+        Some(codec) => Serving::Serving(serve_as(codec, io, options, service, drain, event)),
+        None => Serving::Detecting(Box::pin(async move {
+            let mut io = io;
+            match first_bytes(&mut io, &options, &drain).await {
+                Detected::Codec(codec) => return Some(serve_as(codec, io, options, service, drain, event)),
+                Detected::Idle => event(ConnectionEvent::IdleTimeout),
+                Detected::Gone => {}
+            }
+            None
+        })),
+    }
+}
+
+type Served = Pin<Box<dyn Future<Output = ()>>>;
+
+/// A connection that is served. Once its codec is known, nothing of what it took to find out is held.
+pub enum Serving {
+    Detecting(Pin<Box<dyn Future<Output = Option<Served>>>>),
+    Serving(Served),
+}
+
+impl Future for Serving {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match &mut *self {
+                Self::Serving(served) => return served.as_mut().poll(cx),
+                Self::Detecting(detecting) => match ready!(detecting.as_mut().poll(cx)) {
+                    Some(served) => *self = Self::Serving(served),
+                    None => return Poll::Ready(()),
+                },
+            }
+        }
+    }
+}
+
+fn serve_as<S: StreamService + 'static>(
+    codec: Codec,
+    io: Io,
+    options: ServerOptions,
+    service: S,
+    drain: Drain,
+    event: impl Fn(ConnectionEvent) + 'static,
+) -> Served {
     event(ConnectionEvent::Codec(codec));
     match codec {
-        Codec::Http2 => h2::server::serve(io, options.h2, service, drain, event).await,
-        Codec::Http1 => match h1::serve(io, options.h1, service, drain).await {
-            Closed::IdleTimeout => event(ConnectionEvent::IdleTimeout),
-            Closed::MaxDuration => event(ConnectionEvent::MaxDuration),
-            Closed::MaxRequests => event(ConnectionEvent::MaxRequests),
-            // What was wrong was counted with the request that was rejected.
-            Closed::ProtocolError | Closed::Drained | Closed::Local => event(ConnectionEvent::ClosedByUs),
-            Closed::Remote => {}
-        },
+        Codec::Http2 => Box::pin(h2::server::serve(io, options.h2, service, drain, event)),
+        Codec::Http1 => Box::pin(h1::serve(io, options.h1, service, drain).map(move |closed| {
+            event(match closed {
+                Closed::IdleTimeout => ConnectionEvent::IdleTimeout,
+                Closed::MaxDuration => ConnectionEvent::MaxDuration,
+                Closed::MaxRequests => ConnectionEvent::MaxRequests,
+                // What was wrong was counted with the request that was rejected.
+                Closed::ProtocolError | Closed::Drained | Closed::Local => ConnectionEvent::ClosedByUs,
+                Closed::Remote => return,
+            });
+        })),
     }
 }
 

@@ -25,8 +25,8 @@ pub use options::{ClientOptions, HeadLimits, HeaderKeyFormat, Http1ProtocolOptio
 pub use server::{Closed, Responder, serve};
 pub use target::is_valid as is_request_target;
 
-use super::{BodySource, Frame};
-use crate::base::StreamError;
+use super::{BodySource, Frame, body::PipeRoom};
+use crate::{base::StreamError, transport::Pipe};
 use exchange::{Count, Exchange};
 use std::{
     cell::RefCell,
@@ -72,6 +72,31 @@ impl BodyReader {
             Owner::Downstream(shared) => &shared.exchange,
             Owner::Upstream(shared) => &shared.exchange,
         }
+    }
+
+    /// True if what comes next of the message is worth reading into pipes that go to `room`.
+    pub fn gives_pipes(&self, room: PipeRoom) -> bool {
+        let exchange = self.exchange().borrow();
+        exchange.serial == self.serial && exchange.gives_pipes(room)
+    }
+
+    /// Reads what comes next into a pipe. `None`: it is to be read as ever.
+    pub fn poll_pipe(&mut self, cx: &mut Context<'_>, room: PipeRoom) -> Poll<Result<Option<Pipe>, StreamError>> {
+        let polled = {
+            let mut exchange = self.exchange().borrow_mut();
+            let polled = exchange.poll_pipe(cx, room);
+            if polled.is_pending() && matches!(self.owner, Owner::Upstream(_)) {
+                exchange.write_aside(cx);
+            }
+            let (received, ended) = (exchange.received, exchange.incoming.is_end());
+            drop(exchange);
+            (self.received, self.ended) = (received, ended);
+            polled
+        };
+        if let (Owner::Upstream(shared), true) = (&self.owner, polled.is_ready()) {
+            shared.settle();
+        }
+        polled
     }
 
     /// Bytes of the message so far: (header lines, everything else); their sum is what was on the wire.

@@ -1,6 +1,6 @@
 //! Moves a body from where it comes to where it goes, no faster than both allow.
 
-use super::{Body, BodySink, BodySource, Frame};
+use super::{Body, BodySink, BodySource, Frame, body::PipeRoom, h1::BodyReader};
 use crate::base::StreamError;
 use bytes::Bytes;
 use http::HeaderMap;
@@ -16,7 +16,20 @@ pub struct Pump {
     replay: Option<Replay>,
     /// A second receiver of everything that passes.
     tees: Vec<Tee>,
+    splicing: Splicing,
 }
+
+/// What of the message never leaves the kernel.
+#[derive(Default)]
+struct Splicing {
+    /// Bytes since others had their turn.
+    turn: usize,
+    /// What waited to be written when it was looked at last.
+    waiting: usize,
+}
+
+/// So much is spliced before others have their turn.
+const TURN: usize = 2 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -58,7 +71,7 @@ pub enum PumpError {
 
 impl Pump {
     pub fn new(source: Body) -> Self {
-        Self { source, state: State::Moving, bytes: 0, replay: None, tees: Vec::new() }
+        Self { source, state: State::Moving, bytes: 0, replay: None, tees: Vec::new(), splicing: Splicing::default() }
     }
 
     /// Keeps what passes, up to `limit` bytes, so that the message can be sent again. Too late once something has passed.
@@ -139,6 +152,11 @@ impl Pump {
             if self.send_kept(sink)? {
                 continue;
             }
+            match self.splice(cx, sink, &mut moved)? {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(true) => continue,
+                Poll::Ready(false) => {}
+            }
             match self.source.poll_frame(cx) {
                 Poll::Pending => {
                     return match sink.poll_flush(cx) {
@@ -188,6 +206,54 @@ impl Pump {
         Poll::Ready(Ok(()))
     }
 
+    /// Moves what comes next through a pipe, if both ends can and it is worth it. Ready with false: it must be read. A pipe is
+    /// filled once the one before it is empty, so that there is one at most.
+    fn splice<S: BodySink>(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut S,
+        moved: &mut impl FnMut(),
+    ) -> Result<Poll<bool>, PumpError> {
+        let Self { source: Body::H1(reader), replay: None, splicing, .. } = self else { return Ok(Poll::Ready(false)) };
+        let Some(room) = room_for(reader, sink).filter(|_| self.tees.is_empty()) else { return Ok(Poll::Ready(false)) };
+        let flushed = sink.poll_flush(cx);
+        let waiting = sink.waiting();
+        match flushed {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(e)) => return Err(PumpError::Sink(e)),
+            Poll::Pending => {
+                // However slowly its reader takes it, it does move.
+                if waiting != std::mem::replace(&mut splicing.waiting, waiting) {
+                    moved();
+                }
+                return Ok(Poll::Pending);
+            }
+        }
+        if splicing.turn >= TURN {
+            splicing.turn = 0;
+            cx.waker().wake_by_ref();
+            return Ok(Poll::Pending);
+        }
+        let pipe = match reader.poll_pipe(cx, room) {
+            Poll::Ready(Ok(Some(pipe))) => pipe,
+            Poll::Ready(Ok(None)) => return Ok(Poll::Ready(false)),
+            Poll::Ready(Err(e)) => return Err(PumpError::Source(e)),
+            Poll::Pending => {
+                splicing.turn = 0;
+                return Ok(Poll::Pending);
+            }
+        };
+        moved();
+        splicing.turn += pipe.held();
+        self.bytes += pipe.held() as u64;
+        let end = reader.is_end();
+        if end {
+            self.end();
+        }
+        sink.send_pipe(pipe, end).map_err(PumpError::Sink)?;
+        Ok(Poll::Ready(true))
+    }
+
     fn end(&mut self) {
         self.state = State::Flushing;
         self.tees.drain(..).for_each(|mut tee| tee(TeeFrame::End));
@@ -228,6 +294,10 @@ impl Pump {
         replay.sent = replay.data.len();
         replay.is_whole = end;
     }
+}
+
+fn room_for<S: BodySink>(reader: &BodyReader, sink: &S) -> Option<PipeRoom> {
+    sink.pipe_room().filter(|room| reader.gives_pipes(*room))
 }
 
 impl Drop for Pump {

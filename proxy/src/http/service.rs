@@ -3,8 +3,11 @@
 //! Downstream: a server codec reads a request head and calls [`StreamService::serve`] with the head, the body and a
 //! responder. Upstream: a pool gives an [`UpstreamStream`], which takes the request and yields response events.
 
-use super::{Body, BodySink, RequestHead, ResponseHead};
-use crate::base::{ResetReason, StreamError};
+use super::{Body, BodySink, RequestHead, ResponseHead, body::PipeRoom};
+use crate::{
+    base::{ResetReason, StreamError},
+    transport::Pipe,
+};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use std::{
@@ -137,6 +140,15 @@ macro_rules! sink {
             }
             fn reset(&mut self, reason: ResetReason) {
                 both!($t, self, s => s.reset(reason))
+            }
+            fn pipe_room(&self) -> Option<PipeRoom> {
+                both!($t, self, s => s.pipe_room())
+            }
+            fn send_pipe(&mut self, pipe: Pipe, end: bool) -> Result<(), StreamError> {
+                both!($t, self, s => s.send_pipe(pipe, end))
+            }
+            fn waiting(&self) -> usize {
+                both!($t, self, s => s.waiting())
             }
         }
     };

@@ -16,16 +16,49 @@ use crate::{
         tls::{DRAIN_ON_TRUST_CHANGE, LAST_WORDS, Trust as _},
     },
 };
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Instant};
+use std::{cell::Cell, future::Future, pin::Pin, rc::Rc, sync::Arc, time::Instant};
 
 /// A new connection: limited, then served by a task of its own.
 pub fn begin(listeners: &Rc<Listeners>, active: &Rc<Active>, io: Io, local: Address, remote: Address) {
     let Some(socket) = active.open_socket(&listeners.thread, &listeners.global_limit) else { return };
     let info = ConnectionInfo::accepted(next_connection_id(), local, remote);
-    tokio::task::spawn_local(serve(listeners.clone(), socket, Accepted::new(io, info)));
+    // In a box of its own: what is served need not hold the room that its beginnings took.
+    let establishing = Box::pin(establish(listeners.clone(), socket, Accepted::new(io, info)));
+    tokio::task::spawn_local(async move {
+        if let Some(established) = establishing.await {
+            established.serve().await;
+        }
+    });
 }
 
-async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: Accepted) {
+/// A connection that is served. What is first goes first when it ends.
+struct Established {
+    serving: Pin<Box<dyn Future<Output = ()>>>,
+    /// Ends once the client is trusted no longer.
+    distrusted: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    /// The chain's: what is left of it is cut.
+    cut: Drain,
+    _open: Open,
+}
+
+impl Established {
+    async fn serve(mut self) {
+        tokio::select! {
+            biased;
+            () = &mut self.serving => {}
+            () = self.cut.cut() => {}
+            () = async {
+                match &mut self.distrusted {
+                    Some(distrusted) => distrusted.await,
+                    None => std::future::pending().await,
+                }
+            } => {}
+        }
+    }
+}
+
+/// Takes a connection through listener filters and handshake to its chain's filters; `None` if it ended on the way.
+async fn establish(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: Accepted) -> Option<Established> {
     let thread = &listeners.thread;
     let mut handed_over = false;
     let (active, listener) = loop {
@@ -33,7 +66,7 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
         if !run_filters(&active, &mut accepted).await {
             accepted.refuse();
             log(&active.listener(), thread, accepted.info, Ended::InListenerFilters);
-            return;
+            return None;
         }
         let listener = active.listener();
         if handed_over || !listener.config.use_original_dst || !accepted.restored_destination {
@@ -50,19 +83,19 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
         active.stats.no_filter_chain_match.inc();
         accepted.refuse();
         log(&listener, thread, accepted.info, Ended::WithoutChain);
-        return;
+        return None;
     };
     accepted.info.filter_chain = Some(found.chain.name.clone());
     let dynamic_metadata = tlv_metadata(&accepted.metadata);
     let (io, info) = accepted.into_io();
     let mut open = Open::new(active, listener, thread.clone(), info, dynamic_metadata.clone(), socket);
-    let Some(filters) = found.filters else { return };
+    let filters = found.filters?;
     let cut = found.drain.clone();
     let secured = match &found.tls {
         Some(tls) => tokio::select! {
             // Boxed: connections without TLS need not have room for it.
             secured = Box::pin(handshake(&mut open, tls, &found.chain, io)) => secured,
-            () = cut.cut() => return,
+            () = cut.cut() => return None,
         },
         None => Ok(io),
     };
@@ -78,7 +111,9 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
     let looks_again = thread.runtime().boolean(DRAIN_ON_TRUST_CHANGE).unwrap_or(false);
     let watched = found.tls.clone().filter(|_| looks_again).zip(open.info.tls.clone()).zip(open.trust);
     let drain = if watched.is_some() { found.drain.child() } else { found.drain };
-    let mut distrusted = watched.map(|((tls, client), trust)| Box::pin(distrusted(tls, client, trust, drain.clone())));
+    let distrusted = watched.map(|((tls, client), trust)| -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(distrusted(tls, client, trust, drain.clone()))
+    });
     let connection = Connection {
         io,
         info: open.info.clone(),
@@ -90,18 +125,10 @@ async fn serve(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepted: A
         facts: open.facts.clone(),
     };
     if !is_secured {
-        return filters.missed(connection);
+        filters.missed(connection);
+        return None;
     }
-    tokio::select! {
-        () = filters.serve(connection) => {}
-        () = cut.cut() => {}
-        () = async {
-            match &mut distrusted {
-                Some(distrusted) => distrusted.await,
-                None => std::future::pending().await,
-            }
-        } => {}
-    }
+    Some(Established { serving: filters.serve(connection), distrusted, cut, _open: open })
 }
 
 /// Ends once the client is trusted no longer and was told to go.

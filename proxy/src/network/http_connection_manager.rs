@@ -13,6 +13,7 @@ use crate::{
     route::RouteTable,
     transport::Meter,
 };
+use futures_util::FutureExt as _;
 use std::{cell::Cell, future::Future, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 use weft_config::{
     Context,
@@ -160,28 +161,26 @@ fn h2_options(manager: &ConnectionManager, stats: Arc<h2::Http2Stats>) -> h2::Se
 
 impl Terminal for Active {
     fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>> {
-        Box::pin(async move {
-            let Connection { io, info, is_tls, drain, thread, dynamic_metadata, filter_state: _, facts: _ } =
-                connection;
-            let alpn = info.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
-            let codec = self.codec.or(alpn.map(codec::by_alpn));
-            let counted = Rc::new(Counted::new(self.stats.clone(), is_tls));
-            let io = io.metered(counted.clone());
-            let connection = HttpConnection::new(
-                thread,
-                self.filters.clone(),
-                info,
-                self.stats.clone(),
-                self.listener_stats.clone(),
-                self.codec_stats.clone(),
-                drain,
-                dynamic_metadata,
-            );
-            let own_drain = connection.drain.clone();
-            let event = |event| counted.event(event);
-            codec::serve(io, codec, self.options.clone(), Service(connection.clone()), own_drain, event).await;
-            counted.active_requests.set(connection.active.get() > 0);
-        })
+        let Connection { io, info, is_tls, drain, thread, dynamic_metadata, filter_state: _, facts: _ } = connection;
+        let alpn = info.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
+        let codec = self.codec.or(alpn.map(codec::by_alpn));
+        let counted = Rc::new(Counted::new(self.stats.clone(), is_tls));
+        let io = io.metered(counted.clone());
+        let connection = HttpConnection::new(
+            thread,
+            self.filters.clone(),
+            info,
+            self.stats.clone(),
+            self.listener_stats.clone(),
+            self.codec_stats.clone(),
+            drain,
+            dynamic_metadata,
+        );
+        let (own_drain, service) = (connection.drain.clone(), Service(connection.clone()));
+        let events = counted.clone();
+        let serving =
+            codec::serve(io, codec, self.options.clone(), service, own_drain, move |event| events.event(event));
+        Box::pin(serving.map(move |()| counted.active_requests.set(connection.active.get() > 0)))
     }
 
     fn missed(&self, connection: Connection) {

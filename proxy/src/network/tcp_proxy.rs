@@ -1,6 +1,5 @@
 //! `envoy.filters.network.tcp_proxy`: the bytes of a connection go to a host of a cluster and back.
 
-mod splice;
 mod transfer;
 mod tunnel;
 

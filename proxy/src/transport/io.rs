@@ -2,7 +2,7 @@
 //!
 //! Made by listeners (accept) and clusters (connect); read and written by codecs and the TCP proxy.
 
-use super::tls::Secured;
+use super::{splice::Pipe, tls::Secured};
 use bytes::Bytes;
 use socket2::SockRef;
 use std::{
@@ -93,7 +93,7 @@ impl Io {
     }
 
     /// Counts what was written to the [`Io::socket`] itself.
-    pub fn was_sent(&self, bytes: usize) {
+    fn was_sent(&self, bytes: usize) {
         match self {
             Self::Metered(meter, inner) => {
                 meter.sent(bytes);
@@ -101,6 +101,22 @@ impl Io {
             }
             Self::Prefixed(_, inner) => inner.was_sent(bytes),
             Self::Tcp(_) | Self::Unix(_) | Self::Tls(_) | Self::Boxed(_) => {}
+        }
+    }
+
+    /// Writes what a pipe holds to the [`Io::socket`]; `InvalidInput` if there is none.
+    pub fn poll_drain(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let Some(socket) = self.socket() else { return Poll::Ready(Err(io::ErrorKind::InvalidInput.into())) };
+        loop {
+            ready!(socket.poll_write_ready(cx))?;
+            match pipe.drain(socket) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(e)),
+                Ok(n) => {
+                    self.was_sent(n);
+                    return Poll::Ready(Ok(n));
+                }
+            }
         }
     }
 

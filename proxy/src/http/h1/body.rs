@@ -94,6 +94,23 @@ impl BodyDecoder {
         }
     }
 
+    /// How many of the bytes that come next are the body's and nothing else; `None`: whatever comes. 0 where that is not known.
+    pub fn plain(&self) -> Option<u64> {
+        match self.state {
+            State::Length(left) => Some(left),
+            State::Open(_) => None,
+            _ => Some(0),
+        }
+    }
+
+    /// `n` bytes of the [`BodyDecoder::plain`] ones were read by other means.
+    pub fn skip(&mut self, n: u64) {
+        if let State::Length(left) = self.state {
+            let left = left.saturating_sub(n);
+            self.state = if left == 0 { State::Done } else { State::Length(left) };
+        }
+    }
+
     /// The next piece in `buf`, or `None` if more must be read first.
     pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Option<Piece>, BadMessage> {
         loop {

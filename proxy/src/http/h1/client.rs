@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     base::{ResetReason, Side, StreamError},
-    http::{Body, BodySink, RequestHead, ResponseEvent},
-    transport::Io,
+    http::{Body, BodySink, RequestHead, ResponseEvent, body::PipeRoom},
+    transport::{Io, Pipe},
 };
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, Method};
@@ -329,6 +329,19 @@ impl BodySink for ClientStream {
             exchange.fail(StreamError::new(Side::Ours, reason, ""));
             Ok(())
         });
+    }
+
+    fn pipe_room(&self) -> Option<PipeRoom> {
+        let exchange = self.shared.exchange.borrow();
+        if exchange.serial == self.serial { exchange.pipe_room() } else { None }
+    }
+
+    fn send_pipe(&mut self, pipe: Pipe, end: bool) -> Result<(), StreamError> {
+        self.with(|exchange| exchange.send_pipe(pipe, end))
+    }
+
+    fn waiting(&self) -> usize {
+        self.shared.exchange.borrow().wire.out.len()
     }
 }
 

@@ -6,7 +6,10 @@ use super::{
     options::{HeaderKeyFormat, Http1ProtocolOptions},
     outbox::Outbox,
 };
-use crate::http::{Protocol, RequestHead, ResponseHead, message::OriginalNames};
+use crate::{
+    http::{Protocol, RequestHead, ResponseHead, message::OriginalNames},
+    transport::Pipe,
+};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header};
 
@@ -56,6 +59,32 @@ impl BodyEncoder {
                 out.data(data);
                 true
             }
+        }
+    }
+
+    /// How many bytes it takes in pipes (`Some(None)`: any number).
+    pub fn pipe_room(&self) -> Option<Option<u64>> {
+        match self {
+            Self::Length(left) => Some(Some(*left)),
+            Self::Chunked | Self::Open => Some(None),
+            Self::Waiting | Self::Nothing | Self::Done => None,
+        }
+    }
+
+    /// Takes no more than [`BodyEncoder::pipe_room`] bytes in a pipe.
+    pub fn pipe(&mut self, pipe: Pipe, out: &mut Outbox) {
+        match self {
+            Self::Length(left) => {
+                *left = left.saturating_sub(pipe.held() as u64);
+                out.pipe(pipe);
+            }
+            Self::Chunked => {
+                out.chunk_size(pipe.held());
+                out.pipe(pipe);
+                out.text(b"\r\n");
+            }
+            Self::Open => out.pipe(pipe),
+            Self::Waiting | Self::Nothing | Self::Done => {}
         }
     }
 

@@ -12,12 +12,15 @@ use super::{
 };
 use crate::{
     base::{ResetReason, Side, StreamError},
-    http::Frame,
-    transport::Io,
+    http::{Frame, body::PipeRoom},
+    transport::{Io, Pipe},
 };
 use bytes::Bytes;
 use http::HeaderMap;
 use std::task::{Context, Poll, Waker, ready};
+
+/// Nothing is spliced where buffers may not hold so much.
+const LEAST_PIPED: usize = 64 * 1024;
 
 /// (header lines, everything else) in bytes; their sum is what was on the wire.
 pub(super) type Count = (u64, u64);
@@ -151,6 +154,49 @@ impl Exchange {
                 Ok(0) | Err(_) => return Poll::Ready(Some(Err(self.fail_cut()))),
             }
         }
+    }
+
+    /// True if what comes next of the message is worth reading into pipes that go to `room`.
+    pub fn gives_pipes(&self, room: PipeRoom) -> bool {
+        self.failure.is_none()
+            && self.wire.gives_pipes(match (self.incoming.plain(), room.left) {
+                (Some(left), Some(room)) => Some(left.min(room)),
+                (left, room) => left.or(room),
+            })
+    }
+
+    /// Reads what comes next into a pipe; `None`: as it is read ever.
+    pub fn poll_pipe(&mut self, cx: &mut Context<'_>, room: PipeRoom) -> Poll<Result<Option<Pipe>, StreamError>> {
+        let left = self.incoming.plain().into_iter().chain(room.left).min();
+        let most = left.and_then(|left| left.try_into().ok()).map_or(room.most, |left: usize| left.min(room.most));
+        let pipe = match ready!(self.wire.poll_fill_pipe(cx, most)) {
+            Ok(pipe) => pipe,
+            Err(_) => return Poll::Ready(Err(self.fail_cut())),
+        };
+        if let Some(pipe) = &pipe {
+            self.received.1 += pipe.held() as u64;
+            self.incoming.skip(pipe.held() as u64);
+        }
+        Poll::Ready(Ok(pipe))
+    }
+
+    /// What may be sent in pipes now; `None`: nothing.
+    pub fn pipe_room(&self) -> Option<PipeRoom> {
+        let left = self.outgoing.pipe_room()?;
+        let may = self.lost().is_none() && self.buffer_limit >= LEAST_PIPED && self.wire.takes_pipes();
+        may.then_some(PipeRoom { left, most: self.buffer_limit })
+    }
+
+    /// Sends what a pipe holds, no more than [`Exchange::pipe_room`].
+    pub fn send_pipe(&mut self, pipe: Pipe, end: bool) -> Result<(), StreamError> {
+        if let Some(error) = self.lost() {
+            return Err(error.clone());
+        }
+        self.outgoing.pipe(pipe, &mut self.wire.out);
+        if end {
+            self.end(None);
+        }
+        Ok(())
     }
 
     /// Writes out what waits, for the writer of the message.

@@ -1,8 +1,9 @@
-//! What waits to be written on one connection: heads and chunk framing in one side buffer, payload as it was read.
+//! What waits to be written on one connection: heads and chunk framing in one side buffer, payload as it was read, or in a pipe.
 //!
 //! Used by both connections. Payload is never copied, except pieces so small that a segment of their own costs more.
 
-use bytes::Bytes;
+use crate::transport::Pipe;
+use bytes::{Buf, Bytes};
 use std::{collections::VecDeque, io::IoSlice};
 
 /// Payload below this is copied beside the head that goes before it.
@@ -28,6 +29,8 @@ enum Segment {
     /// The next bytes of the side buffer.
     Side(usize),
     Data(Bytes),
+    /// What the kernel holds of it.
+    Pipe(Pipe),
 }
 
 impl Outbox {
@@ -89,7 +92,34 @@ impl Outbox {
         self.queue.push_back(Segment::Data(data));
     }
 
-    /// Fills `slices` with what is to be written next; returns how many it filled.
+    pub fn pipe(&mut self, pipe: Pipe) {
+        self.len += pipe.held();
+        self.total += pipe.held() as u64;
+        self.queue.push_back(Segment::Pipe(pipe));
+    }
+
+    /// The pipe whose bytes are to be written next. What was drained of it is to be told by [`Outbox::drained`].
+    pub fn first_pipe(&mut self) -> Option<&mut Pipe> {
+        match self.queue.front_mut() {
+            Some(Segment::Pipe(pipe)) => Some(pipe),
+            _ => None,
+        }
+    }
+
+    /// `n` bytes of the first pipe were written.
+    pub fn drained(&mut self, n: usize) {
+        self.len -= n.min(self.len);
+        if let Some(Segment::Pipe(pipe)) =
+            self.queue.pop_front_if(|segment| matches!(segment, Segment::Pipe(pipe) if pipe.held() == 0))
+        {
+            pipe.give_back();
+        }
+        if self.queue.is_empty() {
+            self.clear();
+        }
+    }
+
+    /// Fills `slices` with what is to be written next, up to a pipe; returns how many it filled.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut side = &self.side[self.side_at..];
         let mut n = 0;
@@ -101,6 +131,7 @@ impl Outbox {
                     text
                 }
                 Segment::Data(data) => data,
+                Segment::Pipe(_) => break,
             });
             n += 1;
         }
@@ -115,6 +146,7 @@ impl Outbox {
             let len = match first {
                 Segment::Side(len) => *len,
                 Segment::Data(data) => data.len(),
+                Segment::Pipe(_) => break,
             };
             let written = len.min(n);
             match first {
@@ -122,7 +154,8 @@ impl Outbox {
                     *len -= written;
                     self.side_at += written;
                 }
-                Segment::Data(data) => drop(data.split_to(written)),
+                Segment::Data(data) => data.advance(written),
+                Segment::Pipe(_) => {}
             }
             n -= written;
             if written == len {

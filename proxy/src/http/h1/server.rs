@@ -18,10 +18,10 @@ use super::{
 use crate::{
     base::{Drain, ResetReason, Side, StreamError, Timer, clock},
     http::{
-        BadRequest, Body, BodySink, Protocol, RequestHead, ResponseHead, StreamService,
+        BadRequest, Body, BodySink, Protocol, RequestHead, ResponseHead, StreamService, body::PipeRoom,
         service::Responder as AnyResponder,
     },
-    transport::Io,
+    transport::{Io, Pipe},
 };
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, Method, header::CONNECTION};
@@ -78,7 +78,13 @@ struct Facts {
 }
 
 /// Serves a downstream connection until it closes. Dropping the future closes it at once.
-pub async fn serve<S: StreamService + 'static>(io: Io, options: Rc<ServerOptions>, service: S, drain: Drain) -> Closed {
+pub fn serve<S: StreamService + 'static>(
+    io: Io,
+    options: Rc<ServerOptions>,
+    service: S,
+    drain: Drain,
+) -> impl Future<Output = Closed> {
+    // Not in the future, which would keep room for what it was given.
     let shared = Rc::new(Shared {
         exchange: Exchange::new(io, Side::Downstream, options.buffer_limit, options.http1.enable_trailers).into(),
         started: Instant::now(),
@@ -86,50 +92,64 @@ pub async fn serve<S: StreamService + 'static>(io: Io, options: Rc<ServerOptions
         options,
         drain,
     });
+    serve_all(shared, service)
+}
+
+async fn serve_all<S: StreamService + 'static>(shared: Rc<Shared>, service: S) -> Closed {
     let mut timer = Timer::new();
     let mut served = 0;
     let closed = loop {
-        let head = poll_head(&shared, &mut timer).await;
-        let stream: Pin<Box<dyn Future<Output = ()>>> = match head {
-            Head::Request(request) => {
-                served += 1;
-                let facts = Facts {
-                    close: if !request.keep_alive {
-                        Some(Closed::Local)
-                    } else if shared.options.max_requests_per_connection.is_some_and(|max| served >= max) {
-                        Some(Closed::MaxRequests)
-                    } else {
-                        None
-                    },
-                    ..Facts::of(&request.head)
-                };
-                let parse::Request { head, body, size, has_host, .. } = *request;
-                let (body, responder) = shared.begin(facts, body, size);
-                if has_host {
-                    clock::hold(|| Box::pin(service.serve(head, body, responder)))
-                } else {
-                    if shared.options.http1.override_stream_error_on_invalid_http_message != Some(true) {
-                        shared.close(Closed::ProtocolError);
-                    }
-                    Box::pin(service.reject(bad(MISSING_HOST, Some(Box::new(head))), responder))
-                }
-            }
-            Head::Bad(rejected) => {
-                let responder = shared.begin_rejected();
-                if rejected.bad == DISCONNECTED {
-                    shared.exchange.borrow_mut().fail_closed();
-                }
-                Box::pin(service.reject(bad(rejected.bad, rejected.head), responder))
-            }
-            Head::Closed(closed) => break closed,
+        let head = match poll_head(&shared, &mut timer).await {
+            Ok(head) => head,
+            Err(closed) => break closed,
         };
-        run(&shared, stream).await;
+        run(&shared, begin(&shared, head, &service, &mut served)).await;
         if let Some(closed) = finish(&shared, &mut timer).await {
             break closed;
         }
     };
     shared.exchange.borrow_mut().wire.shutdown();
     closed
+}
+
+/// The stream of a request, or of what was none.
+fn begin<S: StreamService + 'static>(
+    shared: &Rc<Shared>,
+    head: Head,
+    service: &S,
+    served: &mut u32,
+) -> Pin<Box<dyn Future<Output = ()>>> {
+    match head {
+        Head::Request(request) => {
+            *served = served.saturating_add(1);
+            let facts = Facts {
+                close: if !request.keep_alive {
+                    Some(Closed::Local)
+                } else if shared.options.max_requests_per_connection.is_some_and(|max| *served >= max) {
+                    Some(Closed::MaxRequests)
+                } else {
+                    None
+                },
+                ..Facts::of(&request.head)
+            };
+            let parse::Request { head, body, size, has_host, .. } = *request;
+            let (body, responder) = shared.begin(facts, body, size);
+            if has_host {
+                return clock::hold(|| Box::pin(service.serve(head, body, responder)));
+            }
+            if shared.options.http1.override_stream_error_on_invalid_http_message != Some(true) {
+                shared.close(Closed::ProtocolError);
+            }
+            Box::pin(service.reject(bad(MISSING_HOST, Some(Box::new(head))), responder))
+        }
+        Head::Bad(rejected) => {
+            let responder = shared.begin_rejected();
+            if rejected.bad == DISCONNECTED {
+                shared.exchange.borrow_mut().fail_closed();
+            }
+            Box::pin(service.reject(bad(rejected.bad, rejected.head), responder))
+        }
+    }
 }
 
 fn bad(bad: BadMessage, head: Option<Box<RequestHead>>) -> BadRequest {
@@ -139,11 +159,10 @@ fn bad(bad: BadMessage, head: Option<Box<RequestHead>>) -> BadRequest {
 enum Head {
     Request(Box<parse::Request>),
     Bad(Rejected),
-    Closed(Closed),
 }
 
 /// Waits for the next head.
-async fn poll_head(shared: &Shared, timer: &mut Timer) -> Head {
+async fn poll_head(shared: &Shared, timer: &mut Timer) -> Result<Head, Closed> {
     let options = &shared.options;
     let kind = Kind::Request { custom_methods: options.http1.allow_custom_methods };
     let mut scan = HeadScan::default();
@@ -170,13 +189,13 @@ async fn poll_head(shared: &Shared, timer: &mut Timer) -> Head {
                     let request = parse::request(&wire.read[..len], &options.limits, &options.http1);
                     wire.read.advance(len);
                     exchange.received = (0, (len + scan.skipped) as u64);
-                    return Poll::Ready(match request {
+                    return Poll::Ready(Ok(match request {
                         Ok(request) => Head::Request(Box::new(request)),
                         Err(rejected) => Head::Bad(rejected),
-                    });
+                    }));
                 }
                 Ok(None) => {}
-                Err(bad) => return Poll::Ready(Head::Bad(bad.into())),
+                Err(bad) => return Poll::Ready(Ok(Head::Bad(bad.into()))),
             }
             if !receiving && !wire.read.is_empty() {
                 receiving = true;
@@ -184,14 +203,14 @@ async fn poll_head(shared: &Shared, timer: &mut Timer) -> Head {
             }
             match wire.poll_fill(cx) {
                 Poll::Ready(Ok(n)) if n > 0 => {}
-                Poll::Ready(_) if scan.started() => return Poll::Ready(Head::Bad(DISCONNECTED.into())),
-                Poll::Ready(_) => return Poll::Ready(Head::Closed(Closed::Remote)),
+                Poll::Ready(_) if scan.started() => return Poll::Ready(Ok(Head::Bad(DISCONNECTED.into()))),
+                Poll::Ready(_) => return Poll::Ready(Err(Closed::Remote)),
                 Poll::Pending => {
                     wire.release();
                     return timer.poll(cx).map(|()| match why {
-                        Some(why) if !receiving => Head::Closed(why),
-                        _ if options.request_headers_timeout.is_some() => Head::Bad(HEADER_TIMEOUT.into()),
-                        _ => Head::Bad(STREAM_TIMEOUT.into()),
+                        Some(why) if !receiving => Err(why),
+                        _ if options.request_headers_timeout.is_some() => Ok(Head::Bad(HEADER_TIMEOUT.into())),
+                        _ => Ok(Head::Bad(STREAM_TIMEOUT.into())),
                     });
                 }
             }
@@ -489,6 +508,19 @@ impl BodySink for Responder {
             Ok(())
         });
         self.close_connection();
+    }
+
+    fn pipe_room(&self) -> Option<PipeRoom> {
+        let exchange = self.shared.exchange.borrow();
+        if exchange.serial == self.serial { exchange.pipe_room() } else { None }
+    }
+
+    fn send_pipe(&mut self, pipe: Pipe, end: bool) -> Result<(), StreamError> {
+        self.with(|exchange| exchange.send_pipe(pipe, end))
+    }
+
+    fn waiting(&self) -> usize {
+        self.shared.exchange.borrow().wire.out.len()
     }
 }
 

@@ -4,8 +4,10 @@
 //! far side does not take is not read, so a slow reader costs no more than that. Bytes are copied at first; where many
 //! flow from socket to socket, the kernel moves them ([`Pipe`]). No knowledge of clusters or logs.
 
-use super::splice::{Filled, Pipe};
-use crate::{observe::stats::Counter, transport::Io};
+use crate::{
+    observe::stats::Counter,
+    transport::{Io, Pipe},
+};
 use std::{
     cell::{Cell, RefCell},
     io,
@@ -210,7 +212,7 @@ impl<'a> Direction<'a> {
     fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Io) -> Poll<Result<(), End>> {
         while self.holds_bytes() {
             let write = match &mut self.pipe {
-                Some(pipe) if pipe.held() > 0 => poll_drain(cx, pipe, to),
+                Some(pipe) if pipe.held() > 0 => to.poll_drain(cx, pipe),
                 _ => Pin::new(&mut *to).poll_write(cx, &self.buffer[self.start..self.end]),
             };
             let Poll::Ready(result) = write else {
@@ -246,7 +248,7 @@ impl<'a> Direction<'a> {
     }
 
     /// Reads into a pipe.
-    fn poll_splice(&mut self, cx: &mut Context<'_>, from: &Io, to: &Io) -> Poll<io::Result<usize>> {
+    fn poll_splice(&mut self, cx: &mut Context<'_>, from: &mut Io, to: &Io) -> Poll<io::Result<usize>> {
         let (Some(socket), Some(_)) = (from.socket(), to.socket()) else {
             return Poll::Ready(Err(io::ErrorKind::InvalidInput.into()));
         };
@@ -255,20 +257,15 @@ impl<'a> Direction<'a> {
             let Some(pipe) = self.pipe.take().or_else(Pipe::take) else {
                 return Poll::Ready(Err(io::ErrorKind::InvalidInput.into()));
             };
-            if self.buffer.is_empty() {
-                self.buffer = take_buffer();
-            }
-            let n = match self.pipe.insert(pipe).fill(socket, self.splice_most, &mut self.buffer[..self.most]) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+            match self.pipe.insert(pipe).fill(socket, self.splice_most) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => return Poll::Ready(Err(e)),
-                Ok(Filled::Pipe(n)) => n,
-                Ok(Filled::Buffer(n)) => {
-                    (self.start, self.end) = (0, n);
-                    n
+                Ok(0) => return self.poll_copy(cx, from),
+                Ok(n) => {
+                    from.was_received(n);
+                    return Poll::Ready(Ok(n));
                 }
-            };
-            from.was_received(n);
-            return Poll::Ready(Ok(n));
+            }
         }
     }
 
@@ -318,23 +315,6 @@ impl Drop for Direction<'_> {
     fn drop(&mut self) {
         give_back(&mut self.buffer);
         self.let_go();
-    }
-}
-
-/// Writes what a pipe holds.
-fn poll_drain(cx: &mut Context<'_>, pipe: &mut Pipe, to: &Io) -> Poll<io::Result<usize>> {
-    // It was one when the pipe was filled.
-    let Some(socket) = to.socket() else { return Poll::Ready(Err(io::ErrorKind::InvalidInput.into())) };
-    loop {
-        ready!(socket.poll_write_ready(cx))?;
-        match pipe.drain(socket) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => return Poll::Ready(Err(e)),
-            Ok(n) => {
-                to.was_sent(n);
-                return Poll::Ready(Ok(n));
-            }
-        }
     }
 }
 

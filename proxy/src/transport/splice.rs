@@ -1,8 +1,8 @@
 //! Moves bytes from one socket to another inside of the kernel: splice(2) through a pipe.
 //!
-//! Used by a direction of a transfer once many bytes flow in it: of few, the pipe costs more than copying does (measured). Pipes
-//! are a thread's and are used again; invariant: a pipe is handed back empty or not at all, so that no byte ever reaches
-//! another connection.
+//! Used by the TCP proxy and by bodies of HTTP/1 once many bytes flow: of few, the pipe costs more than copying does
+//! (measured). Pipes are a thread's and are used again; invariant: a pipe is handed back empty or not at all, so that no byte
+//! ever reaches another connection.
 
 use rustix::{
     fd::{AsFd, OwnedFd},
@@ -19,15 +19,8 @@ const LEAST: usize = 128 << 10;
 /// Empty pipes that a thread keeps.
 const SPARE: usize = 16;
 
-/// Where bytes that came are.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Filled {
-    Pipe(usize),
-    /// 0: the end.
-    Buffer(usize),
-}
-
 /// A pipe with bytes on their way.
+#[derive(Debug)]
 pub struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
@@ -68,21 +61,20 @@ impl Pipe {
         self.held
     }
 
-    /// Takes up to `most` bytes that the socket has. Only while the pipe is empty. Where there seem to be none, a read into
-    /// `buffer` decides: splice(2) does not get past urgent data, and finds nothing there or even the end.
+    /// Takes up to `most` bytes that the socket has. Only while the pipe is empty. 0: there seem to be none, and a read must
+    /// decide: splice(2) does not get past urgent data, and finds nothing there or even the end.
     ///
     /// # Errors
-    /// `WouldBlock` if there are none; `InvalidInput` if the socket is of a kind that cannot be spliced; the socket's own.
-    pub fn fill(&mut self, from: &TcpStream, most: usize, buffer: &mut [u8]) -> io::Result<Filled> {
+    /// `WouldBlock` if the socket is known to have none; `InvalidInput` if it is of a kind that cannot be spliced; its own.
+    pub fn fill(&mut self, from: &TcpStream, most: usize) -> io::Result<usize> {
         let length = most.min(self.capacity);
-        from.try_io(Interest::READABLE, || match splice_now(from, &self.write, length) {
-            Ok(n @ 1..) => {
-                self.held += n;
-                Ok(Filled::Pipe(n))
-            }
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
-            Ok(0) | Err(_) => Ok(Filled::Buffer(rustix::io::retry_on_intr(|| rustix::io::read(from, &mut *buffer))?)),
-        })
+        let n = from.try_io(Interest::READABLE, || match splice_now(from, &self.write, length) {
+            // Not taken for the socket's word: it stays readable until a read has found nothing.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            result => result,
+        })?;
+        self.held += n;
+        Ok(n)
     }
 
     /// Gives the socket what it takes.
@@ -129,9 +121,8 @@ mod tests {
             from.readable().await.unwrap();
             let mut pipe = Pipe::take().expect("there are pipes");
             let number = std::os::fd::AsRawFd::as_raw_fd(&pipe.read);
-            let mut buffer = [0; 10];
-            assert_eq!(pipe.fill(&from, 100, &mut buffer).unwrap(), Filled::Pipe(5));
-            assert_eq!(pipe.fill(&from, 100, &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(pipe.fill(&from, 100).unwrap(), 5);
+            assert_eq!(pipe.fill(&from, 100).unwrap(), 0);
             to.writable().await.unwrap();
             assert_eq!(pipe.drain(&to).unwrap(), 5);
             assert_eq!(pipe.held(), 0);
@@ -144,7 +135,7 @@ mod tests {
             assert_eq!(std::os::fd::AsRawFd::as_raw_fd(&again.read), number);
             writer.write_all(b"left").unwrap();
             from.readable().await.unwrap();
-            assert_eq!(again.fill(&from, 100, &mut buffer).unwrap(), Filled::Pipe(4));
+            assert_eq!(again.fill(&from, 100).unwrap(), 4);
             again.give_back();
             assert!(PIPES.with_borrow(Vec::is_empty), "what still holds bytes is closed");
             let mut third = Pipe::take().unwrap();
@@ -153,9 +144,11 @@ mod tests {
             writer.write_all(b"behind").unwrap();
             drop(writer);
             from.readable().await.unwrap();
-            assert_eq!(third.fill(&from, 100, &mut buffer).unwrap(), Filled::Buffer(6));
+            let mut buffer = [0; 10];
+            assert_eq!(third.fill(&from, 100).unwrap(), 0);
+            assert_eq!(from.try_read(&mut buffer).unwrap(), 6);
             assert_eq!(&buffer[..6], b"behind");
-            assert_eq!(third.fill(&from, 100, &mut buffer).unwrap(), Filled::Buffer(0), "the end");
+            assert_eq!(third.fill(&from, 100).unwrap(), 0, "the end");
         });
     }
 }
