@@ -54,6 +54,8 @@ pub struct Listener {
     pub use_proxy_proto: bool,
     /// The limit for connections of all listeners together does not hold here.
     pub ignore_global_limit: bool,
+    /// A connection goes to the worker that has the fewest.
+    pub exact_balance: bool,
     /// Connections come from clusters of this very process.
     pub is_internal: bool,
 }
@@ -177,8 +179,20 @@ impl Listener {
         );
         cx.unsupported_if("udp_listener_config", udp_listener_config.is_some());
         let is_internal = listener_specifier.is_some();
-        // The kernel balances over REUSEPORT sockets; what asks for another way gets the same service.
-        cx.ignored_if("connection_balance_config", connection_balance_config.is_some());
+        use pb::listener::connection_balance_config::BalanceType;
+        let exact_balance = match connection_balance_config.and_then(|p| p.balance_type) {
+            // The kernel balances over REUSEPORT sockets.
+            None => false,
+            Some(BalanceType::ExactBalance(_)) => true,
+            Some(BalanceType::ExtendBalance(_)) => {
+                cx.field("connection_balance_config", |cx| cx.problem_at("extend_balance", "is not supported"));
+                false
+            }
+            Some(BalanceType::CpuLocalityBalance(_)) => {
+                cx.field("connection_balance_config", |cx| cx.problem_at("cpu_locality_balance", "is not supported"));
+                false
+            }
+        };
         cx.ignored_if("bypass_overload_manager", bypass_overload_manager);
         let is_api_listener = api_listener.is_some();
         let mut addresses = Vec::new();
@@ -278,6 +292,7 @@ impl Listener {
             enable_mptcp,
             use_proxy_proto,
             ignore_global_limit: ignore_global_conn_limit,
+            exact_balance,
             is_internal,
         })
     }

@@ -4,6 +4,7 @@
 
 mod accept;
 mod active;
+mod balance;
 mod chain_match;
 mod client_hello;
 mod compiled;

@@ -4,6 +4,7 @@ pub mod boot;
 mod certificates;
 pub mod cli;
 pub mod control;
+mod cpus;
 pub mod discovery;
 pub mod file_watch;
 pub mod log_format;

@@ -206,7 +206,7 @@ fn serve_and_cut(stream: TcpStream) {
 
 /// Many transfers in one direction or the other, each cut at some byte, by an end or a reset of one side or the other.
 fn abort_transfers(port: u16, seed: u64) {
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let transfers = move |thread: u64| {
         let mut state = (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + thread) | 1;
         let mut random = move |below: usize| {

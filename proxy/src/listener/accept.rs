@@ -2,7 +2,13 @@
 //!
 //! Called by the worker with each snapshot. What happens to an accepted connection is in [`super::connection`].
 
-use super::{active::Active, compiled::Listener, connection, global_limit::GlobalLimit};
+use super::{
+    active::Active,
+    balance::{Given, Joined},
+    compiled::Listener,
+    connection,
+    global_limit::GlobalLimit,
+};
 use crate::{base::Address, http::Thread, transport::Io};
 use foldhash::HashMap;
 use socket2::Socket;
@@ -49,7 +55,7 @@ impl Listeners {
             let existing = self.active.borrow().get(listener.config.name.as_str()).cloned();
             match existing.map(|active| (active.listener(), active)) {
                 Some((old, _)) if Arc::ptr_eq(&old, listener) => {}
-                Some((old, active)) if Arc::ptr_eq(&old.sockets, &listener.sockets) && same_stats(&old, listener) => {
+                Some((old, active)) if Arc::ptr_eq(&old.sockets, &listener.sockets) && goes_on_as(&old, listener) => {
                     active.update(listener, &self.thread, self.drain_time);
                 }
                 Some((old, active)) => {
@@ -69,10 +75,14 @@ impl Listeners {
                 if let (Some(listeners), Some(active)) = (listeners.upgrade(), of.upgrade())
                     && !active.is_stopped()
                 {
-                    connection::begin(&listeners, &active, io, local, remote);
+                    connection::begin(&listeners, &active, io, local, remote, None);
                 }
             };
             self.thread.upstreams.internals().listen(&listener.config.name, Rc::new(accept));
+        }
+        if listener.config.exact_balance {
+            let joined = listener.sockets.balancer.join(self.thread.index);
+            active.accepts_by(tokio::task::spawn_local(self.clone().take_handed(active.clone(), joined)));
         }
         match listener.sockets.of_worker(self.thread.index) {
             Ok(sockets) => {
@@ -84,6 +94,30 @@ impl Listeners {
             Err(error) => tracing::error!(target: "config", "listener '{}': {error}", listener.config.name),
         }
         self.active.borrow_mut().insert(listener.config.name.as_str().into(), active);
+    }
+
+    /// Begins a connection that was accepted, here or on the worker that is to have it.
+    fn begin(self: &Rc<Self>, active: &Rc<Active>, io: Io, local: Address, remote: Address) {
+        let listener = active.listener();
+        if !listener.config.exact_balance {
+            return connection::begin(self, active, io, local, remote, None);
+        }
+        match listener.sockets.balancer.give(self.thread.index, io, &local, &remote) {
+            Ok(Given::Own(io, place)) => connection::begin(self, active, io, local, remote, Some(place)),
+            Ok(Given::Other) => {}
+            Err(error) => tracing::error!(target: "connection", "a connection cannot be handed over: {error}"),
+        }
+    }
+
+    /// Begins connections that other workers accepted for this one.
+    async fn take_handed(self: Rc<Self>, active: Rc<Active>, mut joined: Joined) {
+        while let Some(handed) = joined.next().await {
+            let (local, remote) = (handed.local.clone(), handed.remote.clone());
+            match handed.open() {
+                Ok((io, place)) => connection::begin(&self, &active, io, local, remote, Some(place)),
+                Err(error) => tracing::error!(target: "connection", "a connection cannot be taken over: {error}"),
+            }
+        }
     }
 
     /// Stops accepting on the listeners that `which` takes; connections go on.
@@ -158,7 +192,7 @@ impl Listeners {
                     match accept(cx) {
                         Poll::Ready(Ok((io, local, remote))) => {
                             accepted += 1;
-                            connection::begin(self, active, io, local, remote);
+                            self.begin(active, io, local, remote);
                         }
                         Poll::Ready(Err(error)) => return Poll::Ready(Some(error)),
                         Poll::Pending if accepted == 0 => return Poll::Pending,
@@ -180,9 +214,9 @@ impl Listeners {
     }
 }
 
-/// True if an update can count on with the same stats.
-fn same_stats(old: &Listener, new: &Listener) -> bool {
-    old.facts.stat_name == new.facts.stat_name
+/// True if an update can count on with the same stats, and get its connections as before.
+fn goes_on_as(old: &Listener, new: &Listener) -> bool {
+    old.facts.stat_name == new.facts.stat_name && old.config.exact_balance == new.config.exact_balance
 }
 
 /// Without descriptors the kernel keeps the connection waiting; so does the worker, for a moment.

@@ -1,6 +1,7 @@
 //! One listener on one worker: its chains, its stats, its share of the drain.
 
 use super::{
+    balance::Place,
     compiled::{Chain, Listener},
     filters::FilterStats,
     global_limit::{GlobalLimit, Seat},
@@ -192,7 +193,12 @@ impl Active {
     }
 
     /// Counts a socket that was accepted; `None` if there are as many as are allowed here or of all listeners.
-    pub fn open_socket(self: &Rc<Self>, thread: &Thread, global: &Arc<GlobalLimit>) -> Option<OpenSocket> {
+    pub fn open_socket(
+        self: &Rc<Self>,
+        thread: &Thread,
+        global: &Arc<GlobalLimit>,
+        place: Option<Place>,
+    ) -> Option<OpenSocket> {
         let runtime = thread.runtime();
         let Some(seat) = global.take(&runtime, self.listener.borrow().config.ignore_global_limit) else {
             self.stats.downstream_global_cx_overflow.inc();
@@ -204,7 +210,7 @@ impl Active {
             return None;
         }
         self.sockets.set(self.sockets.get() + 1);
-        Some(OpenSocket { listener: self.clone(), seat: Some(seat) })
+        Some(OpenSocket { listener: self.clone(), seat: Some(seat), _place: place })
     }
 }
 
@@ -219,6 +225,8 @@ impl ActiveChain {
 pub struct OpenSocket {
     listener: Rc<Active>,
     seat: Option<Seat>,
+    /// Where the listener counts its workers' connections.
+    _place: Option<Place>,
 }
 
 impl OpenSocket {
@@ -229,7 +237,7 @@ impl OpenSocket {
     /// The socket counts for another listener from now on.
     pub fn hand_to(mut self, listener: Rc<Active>) -> Self {
         listener.sockets.set(listener.sockets.get() + 1);
-        Self { seat: self.seat.take(), listener }
+        Self { seat: self.seat.take(), listener, _place: None }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{
     accept::Listeners,
     active::{Active, ActiveTls, OpenSocket},
+    balance::Place,
     compiled::{Chain, Listener},
     filters::{self, Accepted, Refused},
 };
@@ -19,8 +20,15 @@ use crate::{
 use std::{cell::Cell, future::Future, pin::Pin, rc::Rc, sync::Arc, time::Instant};
 
 /// A new connection: limited, then served by a task of its own.
-pub fn begin(listeners: &Rc<Listeners>, active: &Rc<Active>, io: Io, local: Address, remote: Address) {
-    let Some(socket) = active.open_socket(&listeners.thread, &listeners.global_limit) else { return };
+pub fn begin(
+    listeners: &Rc<Listeners>,
+    active: &Rc<Active>,
+    io: Io,
+    local: Address,
+    remote: Address,
+    place: Option<Place>,
+) {
+    let Some(socket) = active.open_socket(&listeners.thread, &listeners.global_limit, place) else { return };
     let info = ConnectionInfo::accepted(next_connection_id(), local, remote);
     // In a box of its own: what is served need not hold the room that its beginnings took.
     let establishing = Box::pin(establish(listeners.clone(), socket, Accepted::new(io, info)));

@@ -3,9 +3,16 @@
 //! Invariant: bound on the control thread before workers hear of the listener, so that an address in use is an error
 //! of the configuration and not of a worker.
 
+use super::balance::Balancer;
 use crate::base::Address;
 use socket2::{Domain, SockAddr, Socket, Type};
-use std::{io, net::SocketAddr, os::unix::fs::PermissionsExt, sync::Mutex, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use weft_config::{
     Address as ConfigAddress,
     address::{IpVersion, Pipe, SocketOption, SocketState, TcpKeepalive},
@@ -22,6 +29,8 @@ pub struct Sockets {
     backlog: i32,
     /// To be set once they listen.
     options: Vec<SocketOption>,
+    /// Shares connections out to workers, where that is asked for.
+    pub(super) balancer: Arc<Balancer>,
 }
 
 /// Why an address could not be bound, in Envoy's words.
@@ -49,6 +58,7 @@ impl Sockets {
             sockets: Mutex::default(),
             backlog: config.tcp_backlog_size,
             options: config.socket_options.iter().filter(|o| o.state == SocketState::Listening).cloned().collect(),
+            balancer: Arc::default(),
         };
         let mut all = Vec::new();
         for address in &config.addresses {
@@ -93,7 +103,13 @@ impl Sockets {
                 endpoint_id: "".into(),
             }),
         });
-        Self { addresses: addresses.collect(), sockets: Mutex::default(), backlog: 0, options: Vec::new() }
+        Self {
+            addresses: addresses.collect(),
+            sockets: Mutex::default(),
+            backlog: 0,
+            options: Vec::new(),
+            balancer: Arc::default(),
+        }
     }
 
     /// Lets clients in. Until then they are refused, as before the address was bound.

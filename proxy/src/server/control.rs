@@ -93,7 +93,7 @@ pub fn run(options: Options, boot: Boot) -> Result<(), Vec<Problem>> {
     let internal = |e: io::Error| vec![Problem::new("", e.to_string())];
     let interval = Duration::from_millis(u64::from(options.log.file_flush_interval_msec));
     let log_writer = LogWriter::start(interval, options.log.flush_size()).map_err(internal)?;
-    let concurrency = options.process.concurrency.map_or_else(default_concurrency, |n| n.max(1) as usize);
+    let concurrency = options.process.concurrency.map_or_else(super::cpus::usable, |n| n.max(1) as usize);
     let mut store = boot::store(&options, &boot, concurrency, log_writer.clone());
     boot::load_static(&mut store, &boot, true)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -441,15 +441,4 @@ impl Control {
         self.workers.borrow_mut().drain(..).for_each(Worker::stop);
         self.log_writer.flush();
     }
-}
-
-/// The CPUs that the cgroup allows, else those of the machine.
-fn default_concurrency() -> usize {
-    let quota = std::fs::read_to_string("/sys/fs/cgroup/cpu.max").ok().and_then(|text| {
-        let (quota, period) = text.trim().split_once(' ')?;
-        let (quota, period): (f64, f64) = (quota.parse().ok()?, period.parse().ok()?);
-        Some((quota / period).ceil() as usize)
-    });
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    quota.map_or(cores, |quota| quota.clamp(1, cores))
 }

@@ -145,6 +145,9 @@ impl Exchange {
             if let Some(error) = &self.failure {
                 return Poll::Ready(Some(Err(error.clone())));
             }
+            if let Some(left @ 1..) = self.incoming.plain() {
+                self.wire.expect(left);
+            }
             match ready!(self.wire.poll_fill(cx)) {
                 Ok(0) if self.incoming.is_until_close() => {
                     self.incoming = BodyDecoder::none();

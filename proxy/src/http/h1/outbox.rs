@@ -4,16 +4,22 @@
 
 use crate::transport::Pipe;
 use bytes::{Buf, Bytes};
-use std::{collections::VecDeque, io::IoSlice};
+use std::{cell::RefCell, collections::VecDeque, io::IoSlice};
 
 /// Payload below this is copied beside the head that goes before it.
 pub(super) const COPY_BELOW: usize = 512;
-/// What the side buffer may keep while nothing waits.
+/// The largest side buffer, and the longest queue, that is kept for another connection; and how many of them.
 const KEEP: usize = 4096;
+const KEEP_SEGMENTS: usize = 64;
+const SPARE: usize = 64;
 /// A queue that never runs empty gives back what it wrote in steps of this.
 const COMPACT_AT: usize = 16 * 1024;
 
-/// A queue of bytes to write.
+thread_local! {
+    static BUFFERS: RefCell<Vec<(Vec<u8>, VecDeque<Segment>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A queue of bytes to write. Its buffers come from a small pool of this thread, and go back while nothing waits.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     side: Vec<u8>,
@@ -57,6 +63,7 @@ impl Outbox {
         if len == 0 {
             return;
         }
+        self.take_buffers();
         write(&mut self.side);
         match self.queue.back_mut() {
             Some(Segment::Side(n)) => *n += len,
@@ -87,6 +94,7 @@ impl Outbox {
         if data.len() < COPY_BELOW {
             return self.text(&data);
         }
+        self.take_buffers();
         self.len += data.len();
         self.total += data.len() as u64;
         self.queue.push_back(Segment::Data(data));
@@ -178,11 +186,28 @@ impl Outbox {
         self.len = 0;
     }
 
+    fn take_buffers(&mut self) {
+        if self.queue.capacity() == 0
+            && let Some((side, queue)) = BUFFERS.with_borrow_mut(Vec::pop)
+        {
+            (self.side, self.queue) = (side, queue);
+        }
+    }
+
     /// Gives memory back while nothing waits.
     pub fn release(&mut self) {
-        if self.is_empty() && self.side.capacity() > KEEP {
-            self.side = Vec::new();
-            self.queue = VecDeque::new();
+        if !self.is_empty() || self.queue.capacity() == 0 {
+            return;
+        }
+        let (side, queue) = (std::mem::take(&mut self.side), std::mem::take(&mut self.queue));
+        if side.capacity() <= KEEP && queue.capacity() <= KEEP_SEGMENTS {
+            // The thread may be ending: then there is no pool any more.
+            let _ = BUFFERS.try_with(|buffers| {
+                let mut buffers = buffers.borrow_mut();
+                if buffers.len() < SPARE {
+                    buffers.push((side, queue));
+                }
+            });
         }
     }
 }

@@ -145,9 +145,15 @@ impl Wire {
         self.flushed && self.out.is_empty()
     }
 
+    /// Says that so much is still to come, and to be read at once as far as that goes.
+    pub fn expect(&mut self, bytes: u64) {
+        self.read_size = usize::try_from(bytes).unwrap_or(READ_MOST).clamp(READ, READ_MOST);
+    }
+
     /// Reads more; ready with 0 when the peer sends nothing more.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.read.capacity() - self.read.len() < READ_LEAST {
+        let least = if self.read_size > READ { self.read_size / 2 } else { READ_LEAST };
+        if self.read.capacity() - self.read.len() < least {
             if self.read.capacity() == 0 {
                 ready!(self.io.poll_read_ready(cx))?;
                 self.read = take_buffer();
