@@ -71,6 +71,8 @@ pub struct Cluster {
     pub close_connections_on_host_health_failure: bool,
     pub ignore_health_on_host_removal: bool,
     pub connection_pool_per_downstream_connection: bool,
+    /// Connections to a host for each stream that it has or that waits for one: 1 to 3.
+    pub per_upstream_preconnect_ratio: f64,
 }
 
 impl Cluster {
@@ -146,7 +148,7 @@ impl Cluster {
         cx.ignored_if("stats_matcher", stats_matcher.is_some());
         cx.ignored_if("track_timeout_budgets", track_timeout_budgets);
         cx.ignored_if("track_cluster_stats", track_cluster_stats.is_some());
-        preconnect(preconnect_policy, cx);
+        let per_upstream_preconnect_ratio = preconnect(preconnect_policy, cx);
         connection_pool(upstream_config, cx);
 
         let dns = dns::Fields {
@@ -184,6 +186,7 @@ impl Cluster {
                     Some(Discovery::Aggregate(_)) => Some("an aggregate"),
                     _ => None,
                 },
+                has_names: matches!(discovery, Some(Discovery::StrictDns(_))),
             },
             cx,
         );
@@ -245,6 +248,7 @@ impl Cluster {
             close_connections_on_host_health_failure,
             ignore_health_on_host_removal,
             connection_pool_per_downstream_connection,
+            per_upstream_preconnect_ratio,
             discovery: discovery?,
             name,
         })
@@ -257,9 +261,9 @@ impl Cluster {
     }
 }
 
-/// Connections made ahead of need: not done, so only the ratios that ask for none are taken.
-fn preconnect(p: Option<parts::PreconnectPolicy>, cx: &mut Context) {
-    let Some(p) = p else { return };
+/// Connections made ahead of need: how many to each host. Those to a host that is only predicted are not done.
+fn preconnect(p: Option<parts::PreconnectPolicy>, cx: &mut Context) -> f64 {
+    let Some(p) = p else { return 1.0 };
     let parts::PreconnectPolicy {
         per_upstream_preconnect_ratio,
         predictive_preconnect_ratio,
@@ -267,10 +271,14 @@ fn preconnect(p: Option<parts::PreconnectPolicy>, cx: &mut Context) {
     } = p;
     let asks = |ratio: Option<f64>| ratio.is_some_and(|ratio| ratio != 1.0);
     cx.field("preconnect_policy", |cx| {
-        cx.unsupported_if("per_upstream_preconnect_ratio", asks(per_upstream_preconnect_ratio));
         cx.unsupported_if("predictive_preconnect_ratio", asks(predictive_preconnect_ratio));
         cx.unsupported_if("preconnect_enabled_metadata", preconnect_enabled_metadata.is_some());
-    });
+        let ratio = per_upstream_preconnect_ratio.unwrap_or(1.0);
+        if !(1.0..=3.0).contains(&ratio) {
+            cx.problem_at("per_upstream_preconnect_ratio", format!("found {ratio}, allowed are 1 to 3"));
+        }
+        ratio
+    })
 }
 
 /// `upstream_config`: only the generic pool, which is what happens without it.

@@ -227,6 +227,8 @@ pub(crate) struct Fields {
     pub lb_subset_config: Option<cluster::LbSubsetConfig>,
     /// The cluster's type brings a policy of its own, and takes no other.
     pub provides: Option<&'static str>,
+    /// Names of hosts say which host is meant.
+    pub has_names: bool,
 }
 
 /// `common_lb_config` but for what goes into [`LoadBalancing`] as it is.
@@ -238,8 +240,22 @@ struct Shared {
 impl LoadBalancing {
     /// Reads the load balancing part of a cluster. `original_dst_lb_config` is read with the cluster's type.
     pub(crate) fn from_proto(p: Fields, cx: &mut Context) -> Self {
-        let Fields { lb_policy, lb_config, load_balancing_policy, common_lb_config, lb_subset_config, provides } = p;
+        let Fields {
+            lb_policy,
+            lb_config,
+            load_balancing_policy,
+            common_lb_config,
+            lb_subset_config,
+            provides,
+            has_names,
+        } = p;
         let (mut this, shared) = Self::common(common_lb_config.unwrap_or_default(), cx);
+        if !has_names && shared.hashing.as_ref().is_some_and(|hashing| hashing.use_hostname) {
+            cx.problem_at(
+                "common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing",
+                "cannot use hostname for consistent hashing loadbalancing for clusters that are not of type STRICT_DNS",
+            );
+        }
         if let Some(policy) = load_balancing_policy {
             if shared.locality.is_some() || shared.hashing.is_some() {
                 cx.problem_at(
@@ -251,7 +267,7 @@ impl LoadBalancing {
             if lb_subset_config.is_some_and(|p| !p.subset_selectors.is_empty()) {
                 cx.problem_at(
                     "lb_subset_config",
-                    "cluster: cannot use load_balancing_policy together with lb_subset_config",
+                    "cluster: load_balancing_policy cannot be combined with lb_subset_config",
                 );
             }
             if let Some(policy) = cx.field("load_balancing_policy", |cx| extension::read(policy, cx)) {
@@ -395,10 +411,8 @@ fn choices(choice_count: Option<u32>, cx: &mut Context) -> u32 {
 fn bias(p: Option<core::RuntimeDouble>, cx: &mut Context) -> f64 {
     let Some(core::RuntimeDouble { default_value, runtime_key }) = p else { return 1.0 };
     cx.ignored_if("active_request_bias.runtime_key", !runtime_key.is_empty());
-    if default_value.is_nan() || default_value < 0.0 {
-        cx.problem_at("active_request_bias", format!("found {default_value}, allowed is 0 or more"));
-    }
-    default_value
+    // Envoy takes one that means nothing for 1.
+    if default_value >= 0.0 { default_value } else { 1.0 }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod h2;
 pub mod hash_policy;
 pub mod header_names;
 pub mod header_rules;
+pub mod load_report;
 pub mod local_reply;
 pub mod message;
 pub mod path;

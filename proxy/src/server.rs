@@ -7,6 +7,7 @@ pub mod control;
 mod cpus;
 pub mod discovery;
 pub mod file_watch;
+mod host_weights;
 pub mod log_format;
 pub mod logging;
 pub mod quickstart;

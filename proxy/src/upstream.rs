@@ -16,6 +16,7 @@ pub mod host;
 pub mod http_call;
 pub mod metadata_match;
 pub mod names;
+mod orca;
 mod original_dst;
 mod override_host;
 mod pool;

@@ -100,7 +100,7 @@ fn a_key_goes_to_the_same_host() {
     let of = |name: &str, fields: &str, endpoints: Vec<String>| cluster(name, fields, &[("", endpoints)]);
     let murmur = format!("{ring} ring_hash_lb_config: {{hash_function: MURMUR_HASH_2, minimum_ring_size: 100}},");
     let capped = format!("{ring} ring_hash_lb_config: {{minimum_ring_size: 3, maximum_ring_size: 4}},");
-    let by_name = "common_lb_config: {consistent_hashing_lb_config: {use_hostname_for_hashing: true}},";
+    let by_name = "consistent_hashing_lb_config: {use_hostname_for_hashing: true}";
     let by_locality = "common_lb_config: {locality_weighted_lb_config: {}},";
     let subset = "lb_subset_config: {fallback_policy: ANY_ENDPOINT, subset_selectors: [{keys: [hash_key]}]},";
     let clusters = [
@@ -109,13 +109,13 @@ fn a_key_goes_to_the_same_host() {
         of("ring-murmur", &murmur, each(&weighted, &none)),
         of("ring-capped", &capped, each(&none, &none)),
         of("ring-keys", ring, each(&by_key, &none)),
-        of("ring-names", &format!("{ring} {by_name}"), each(&none, &named)),
+        of("ring-names", &policy("ring_hash.RingHash", by_name), each(&none, &named)),
         of("ring-sick", ring, each(&sick, &none)),
         cluster("ring-zones", &format!("{ring} {by_locality}"), &zones()),
         of("maglev", maglev, each(&none, &none)),
         of("maglev-weighted", maglev, each(&weighted, &none)),
         of("maglev-small", &format!("{maglev} maglev_lb_config: {{table_size: 101}},"), each(&none, &none)),
-        of("maglev-names", &format!("{maglev} {by_name}"), each(&none, &named)),
+        of("maglev-names", &policy("maglev.Maglev", by_name), each(&none, &named)),
         of("maglev-sick", maglev, each(&sick, &none)),
         cluster("maglev-zones", &format!("{maglev} {by_locality}"), &zones()),
         of("maglev-subset", &format!("{maglev} {subset}"), each(&by_key, &none)),

@@ -86,6 +86,13 @@ fn known(name: &str, any: Any, cx: &mut Context) -> Option<Option<LbPolicy>> {
             cx.field("typed_config", |cx| {
                 let child = cx.required("endpoint_picking_policy", endpoint_picking_policy)?;
                 let LbPolicy { kind, .. } = cx.field("endpoint_picking_policy", |cx| read(child, cx))?;
+                if !matches!(kind, PolicyKind::ClientSideWeightedRoundRobin(_)) {
+                    cx.problem_at(
+                        "endpoint_picking_policy",
+                        "Currently WrrLocalityLoadBalancer only supports ClientSideWeightedRoundRobinLoadBalancer as its \
+                         endpoint picking policy.",
+                    );
+                }
                 Some(LbPolicy { kind, locality: LocalityLb::Weighted })
             })
         }),

@@ -18,7 +18,7 @@ pub struct Subset {
     pub fallback: FallbackPolicy,
     pub default_subset: Map<String, Value>,
     pub selectors: Vec<SubsetSelector>,
-    /// What the request asks for beyond a selector's keys is no hindrance.
+    /// What the request asks for beyond a selector's keys is no hindrance. The selectors with the most keys come first then.
     pub allow_redundant_keys: bool,
     /// Weights of localities count within subsets, scaled by the share of the locality's hosts or not.
     pub locality_weight_aware: bool,
@@ -79,7 +79,7 @@ impl Subset {
         };
         let metadata_fallback: legacy::LbSubsetMetadataFallbackPolicy =
             cx.enumeration("metadata_fallback_policy", metadata_fallback_policy);
-        Self {
+        let mut this = Self {
             fallback,
             default_subset: values(default_subset),
             selectors: cx.elements("subset_selectors", subset_selectors, |cx, p| {
@@ -93,7 +93,9 @@ impl Subset {
                     Fallback::DefaultSubset => Some(SelectorFallback::Policy(FallbackPolicy::DefaultSubset)),
                     Fallback::KeysSubset => Some(SelectorFallback::Keys(Vec::new())),
                 };
-                Some(SubsetSelector::new(keys, single_host_per_subset, fallback, fallback_keys_subset, cx))
+                let read = SubsetSelector::new(keys, single_host_per_subset, fallback, fallback_keys_subset, cx);
+                // One without keys selects nothing.
+                (!read.keys.is_empty()).then_some(read)
             }),
             allow_redundant_keys: false,
             locality_weight_aware,
@@ -102,6 +104,18 @@ impl Subset {
             list_as_any,
             fallback_list: metadata_fallback == legacy::LbSubsetMetadataFallbackPolicy::FallbackList,
             policy,
+        };
+        this.forget_hidden_fallbacks();
+        this
+    }
+
+    /// Envoy takes no notice of the fallback of a selector whose keys are the first ones of an earlier selector's.
+    fn forget_hidden_fallbacks(&mut self) {
+        for i in 1..self.selectors.len() {
+            let (before, rest) = self.selectors.split_at_mut(i);
+            if before.iter().any(|earlier| earlier.keys.starts_with(&rest[0].keys)) {
+                rest[0].fallback = None;
+            }
         }
     }
 
@@ -127,7 +141,7 @@ impl Subset {
         let metadata_fallback: subset::LbSubsetMetadataFallbackPolicy =
             cx.enumeration("metadata_fallback_policy", metadata_fallback_policy);
         let policy = cx.required("subset_lb_policy", subset_lb_policy)?;
-        Some(Self {
+        let mut this = Self {
             fallback,
             default_subset: values(default_subset),
             selectors: cx.elements("subset_selectors", subset_selectors, |cx, p| {
@@ -141,7 +155,9 @@ impl Subset {
                     Fallback::DefaultSubset => Some(SelectorFallback::Policy(FallbackPolicy::DefaultSubset)),
                     Fallback::KeysSubset => Some(SelectorFallback::Keys(Vec::new())),
                 };
-                Some(SubsetSelector::new(keys, single_host_per_subset, fallback, fallback_keys_subset, cx))
+                let read = SubsetSelector::new(keys, single_host_per_subset, fallback, fallback_keys_subset, cx);
+                // One without keys selects nothing.
+                (!read.keys.is_empty()).then_some(read)
             }),
             allow_redundant_keys,
             locality_weight_aware,
@@ -150,7 +166,12 @@ impl Subset {
             list_as_any,
             fallback_list: metadata_fallback == subset::LbSubsetMetadataFallbackPolicy::FallbackList,
             policy: cx.field("subset_lb_policy", |cx| extension::read(policy, cx))?,
-        })
+        };
+        if allow_redundant_keys {
+            this.selectors.sort_by_key(|selector| std::cmp::Reverse(selector.keys.len()));
+        }
+        this.forget_hidden_fallbacks();
+        Some(this)
     }
 }
 
@@ -169,9 +190,6 @@ impl SubsetSelector {
             keys
         };
         let (keys, fallback_keys) = (ordered(keys), ordered(fallback_keys));
-        if single_host && keys.len() != 1 {
-            cx.problem_at("keys", "found several, allowed is one with single_host_per_subset");
-        }
         let fallback = match fallback {
             Some(SelectorFallback::Keys(_)) => {
                 if fallback_keys.is_empty() {

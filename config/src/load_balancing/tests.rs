@@ -24,6 +24,7 @@ fn old(p: cluster::LbSubsetConfig, lb_policy: cluster::LbPolicy) -> Result<LbPol
         common_lb_config: None,
         lb_subset_config: Some(p),
         provides: None,
+        has_names: false,
     };
     let mut cx = Context::new();
     let read = LoadBalancing::from_proto(fields, &mut cx);
@@ -74,7 +75,6 @@ fn selectors() {
         selector(&["a", "b"], Fallback::KeysSubset, &["c"], false),
         selector(&["a", "b"], Fallback::KeysSubset, &["b", "a"], false),
         selector(&["a", "b"], Fallback::AnyEndpoint, &["a"], false),
-        selector(&["a", "b"], Fallback::NotDefined, &[], true),
     ] {
         assert_eq!(read(bad).unwrap_err().len(), 1);
     }

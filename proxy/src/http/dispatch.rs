@@ -6,6 +6,7 @@ use super::{
     deadlines::Deadline,
     deadlines::Deadlines,
     header_names::*,
+    load_report,
     local_reply::reset_details,
     pump::{Pump, PumpError},
     redirect,
@@ -398,6 +399,11 @@ async fn respond(
             .insert(ENVOY_UPSTREAM_SERVICE_TIME, number(now.saturating_duration_since(sent).as_millis() as u64));
     }
     stream.balancing.set_cookies(&mut head.headers);
+    let body = if attempt.host.wants_reports() && !attempt.host.take_report(&head.headers) {
+        load_report::watched(body, attempt.host.clone())
+    } else {
+        body
+    };
     if let Some(route) = stream.route.clone() {
         route.finalize_response(&mut head, &stream.request, &stream.info);
         if route.include_attempt_count_in_response() {

@@ -4,7 +4,9 @@ use super::{
     boot::{self, Boot},
     cli::{Mode, Options},
     discovery::Discoveries,
-    file_watch, resident,
+    file_watch,
+    host_weights::HostWeights,
+    resident,
     runtime::Runtime,
     secret_files::SecretFiles,
     worker::{Message, Worker, WorkerOptions},
@@ -59,6 +61,7 @@ pub struct Control {
     /// This thread's clusters: their stats show before there is traffic, and gRPC clients go through them.
     pub upstreams: Rc<Upstreams>,
     pub discoveries: Discoveries,
+    pub host_weights: HostWeights,
     pub xds: Xds,
     pub secret_files: SecretFiles,
     /// Where contexts that secrets changed are counted.
@@ -127,6 +130,7 @@ impl Control {
             },
             upstreams: Upstreams::new(registry.clone(), true),
             discoveries: Discoveries::default(),
+            host_weights: HostWeights::default(),
             xds: Xds::default(),
             secret_files: SecretFiles::default(),
             context_stats: RefCell::default(),
@@ -350,6 +354,7 @@ impl Control {
         self.upstreams.set_runtime(&snapshot.runtime);
         self.upstreams.apply(&snapshot.clusters);
         self.discoveries.follow(self);
+        self.host_weights.follow(self);
         self.xds.follow(self);
         self.secret_files.follow(self);
         self.count_contexts();

@@ -7,15 +7,17 @@ use super::{
     Breakers, ClusterId, Names,
     balancer::Picks,
     host::{self, HostRules, HostSet, MatchStats, SocketRule},
+    orca,
     transport_socket::UpstreamSocket,
 };
 use crate::{observe::stream_info::Metadata, transport::tls::Secrets};
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 use weft_config::{
     self as config, ClusterLoadAssignment, Context,
     address::BindConfig,
     cluster::{Discovery, TransportSocket},
     endpoint::Locality,
+    load_balancing::PolicyKind,
 };
 
 /// A cluster with its hosts of this moment.
@@ -133,6 +135,15 @@ impl Cluster {
         let zone = info.zone.as_ref().map(|zone| &zone.locality);
         let picks = Arc::new(Picks::new(&hosts, &info.config.load_balancing, zone));
         Arc::new(Self { info: info.clone(), hosts, picks })
+    }
+
+    /// Makes weights of what the hosts reported, where the policy goes by that; true if any is another than before.
+    pub fn update_weights(&self) -> bool {
+        let policy = self.info.config.load_balancing.policy.innermost();
+        let PolicyKind::ClientSideWeightedRoundRobin(config) = &policy.kind else { return false };
+        let weights = orca::weights(config, self.hosts.hosts().map(|host| &host.state.report), host::now());
+        let all = self.hosts.hosts().zip(weights);
+        all.map(|(host, weight)| host.state.reported_weight.swap(weight, Relaxed) != weight).fold(false, |a, b| a | b)
     }
 
     /// The same cluster with the health that its hosts have now.

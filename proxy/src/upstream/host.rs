@@ -5,6 +5,7 @@
 
 use super::{
     health::{Health, HealthFlags, SharedHealth},
+    orca::Report,
     transport_socket::UpstreamSocket,
 };
 use crate::{base::Address, observe::stream_info::Metadata, stats};
@@ -58,6 +59,8 @@ pub struct HostState {
     pub rq_timeout: AtomicU64,
     /// The weight that follows from the host's own reports (client-side weighted round robin); 0: none.
     pub reported_weight: AtomicU32,
+    /// What it reported last.
+    pub report: Report,
     /// Since when it is healthy.
     healthy_since: Moment,
 }
@@ -70,8 +73,13 @@ static FIRST_MOMENT: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl Default for Moment {
     fn default() -> Self {
-        Self(AtomicU64::new(FIRST_MOMENT.elapsed().as_millis() as u64))
+        Self(AtomicU64::new(now()))
     }
+}
+
+/// Milliseconds since the first moment.
+pub(super) fn now() -> u64 {
+    FIRST_MOMENT.elapsed().as_millis() as u64
 }
 
 impl HostState {
@@ -82,7 +90,7 @@ impl HostState {
 
     /// The host has become healthy now: slow start begins.
     pub fn becomes_healthy(&self) {
-        self.healthy_since.0.store(FIRST_MOMENT.elapsed().as_millis() as u64, Relaxed);
+        self.healthy_since.0.store(now(), Relaxed);
     }
 }
 

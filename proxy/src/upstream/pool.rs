@@ -9,6 +9,7 @@ mod waiter;
 
 use super::{
     connection::{Tally, UpstreamConnection},
+    health::Health,
     host::Host,
     shared::Shared,
 };
@@ -146,7 +147,9 @@ impl Pool {
 
     fn open(self: Rc<Self>) -> Opening {
         if let Some(client) = self.next_ready() {
-            return Opening::done(client.start(&self));
+            let started = client.start(&self);
+            self.connect_ahead();
+            return Opening::done(started);
         }
         let stats = self.shared().stats();
         let breakers = self.shared().info.breakers.of(self.key.priority);
@@ -207,25 +210,55 @@ impl Pool {
         self.ready.borrow_mut().retain(|other| !Rc::ptr_eq(other, client));
     }
 
-    /// Begins as many connections as the waiting requests need.
+    /// Begins as many connections as the waiting requests need, and those that are made ahead.
     fn connect_if_needed(self: &Rc<Self>) {
         while self.waiting.borrow().len() > self.connecting.get() * self.streams_per_connection() {
-            let host = self.owner.host.borrow().clone();
-            let needed = self.clients.borrow().is_empty() && self.connecting.get() == 0;
-            if !self.shared().may_connect(&host, self.key.priority, needed) {
+            if !self.connect() {
                 return;
             }
-            let tally = Tally::begin(self.shared().clone(), host.state.clone(), self.key.priority);
-            let stats = self.shared().stats();
-            match self.key.protocol {
-                Protocol::Http1 => stats.upstream_cx_http1_total.inc(),
-                Protocol::Http2 => stats.upstream_cx_http2_total.inc(),
-                // Not known yet.
-                Protocol::Auto => {}
-            }
-            self.connecting.set(self.connecting.get() + 1);
-            tokio::task::spawn_local(self.clone().connection(host, tally));
         }
+        self.connect_ahead();
+    }
+
+    /// Begins connections for streams that are to come, where the cluster wants more of them than there are streams.
+    fn connect_ahead(self: &Rc<Self>) {
+        let ratio = self.shared().info.config.per_upstream_preconnect_ratio;
+        if ratio <= 1.0 || self.owner.gone.get() || self.owner.host.borrow().health() == Health::Unhealthy {
+            return;
+        }
+        // A few at a time.
+        for _ in 0..3 {
+            let per_connection = self.streams_per_connection();
+            let (mut active, mut free) = (0usize, self.connecting.get().saturating_mul(per_connection));
+            for client in self.clients.borrow().iter() {
+                active += client.active();
+                free = free.saturating_add(per_connection.saturating_sub(client.active()));
+            }
+            let wanted = (self.waiting.borrow().len() + active) as f64 * ratio;
+            if wanted <= free.saturating_add(active) as f64 || !self.connect() {
+                return;
+            }
+        }
+    }
+
+    /// Begins a connection; false if the breakers have no place for it.
+    fn connect(self: &Rc<Self>) -> bool {
+        let host = self.owner.host.borrow().clone();
+        let needed = self.clients.borrow().is_empty() && self.connecting.get() == 0;
+        if !self.shared().may_connect(&host, self.key.priority, needed) {
+            return false;
+        }
+        let tally = Tally::begin(self.shared().clone(), host.state.clone(), self.key.priority);
+        let stats = self.shared().stats();
+        match self.key.protocol {
+            Protocol::Http1 => stats.upstream_cx_http1_total.inc(),
+            Protocol::Http2 => stats.upstream_cx_http2_total.inc(),
+            // Not known yet.
+            Protocol::Auto => {}
+        }
+        self.connecting.set(self.connecting.get() + 1);
+        tokio::task::spawn_local(self.clone().connection(host, tally));
+        true
     }
 
     fn streams_per_connection(&self) -> usize {

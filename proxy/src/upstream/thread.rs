@@ -11,8 +11,9 @@ use super::{
     connect::{Connect, Connected, Sockets},
     connection::{Tally, UpstreamConnection},
     health::Health,
-    host::{Host, HostSet},
+    host::{self, Host, HostSet},
     metadata_match::MetadataMatch,
+    orca,
     original_dst::OriginalDstHosts,
     override_host::{self, Choice, OverrideHost},
     pool::{self, Opened, PoolKey, Pools},
@@ -41,7 +42,12 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use weft_config::{cluster::Discovery, http_protocol_options::UpstreamProtocol, route::Priority};
+use weft_config::{
+    cluster::Discovery,
+    http_protocol_options::UpstreamProtocol,
+    load_balancing::{ClientSideWeightedRoundRobin, PolicyKind},
+    route::Priority,
+};
 
 /// All clusters as one thread has them.
 pub struct Upstreams {
@@ -723,6 +729,27 @@ impl ThreadHost {
 
     pub fn address(&self) -> &Address {
         &self.host.address
+    }
+
+    /// True if the cluster weighs its hosts by what they report.
+    pub fn wants_reports(&self) -> bool {
+        self.reports().is_some()
+    }
+
+    fn reports(&self) -> Option<&ClientSideWeightedRoundRobin> {
+        match &self.cluster().config.load_balancing.policy.innermost().kind {
+            PolicyKind::ClientSideWeightedRoundRobin(config) => Some(config),
+            _ => None,
+        }
+    }
+
+    /// Takes the load report in a response's headers or trailers; true if there was one.
+    pub fn take_report(&self, headers: &HeaderMap) -> bool {
+        let weight = self.reports().and_then(|config| orca::reported(headers, config));
+        if let Some(weight) = weight {
+            self.host.state.report.set(weight, host::now());
+        }
+        weight.is_some()
     }
 
     /// The cluster that it is a host of.

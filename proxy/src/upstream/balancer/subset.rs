@@ -163,7 +163,7 @@ impl Subsets {
             criteria.iter().copied().filter(|c| keys.iter().any(|key| *c.key == **key)).collect()
         };
         if config.allow_redundant_keys
-            && let Some(selector) = longest(&config.selectors, |selector| has(&selector.keys))
+            && let Some(selector) = config.selectors.iter().find(|selector| has(&selector.keys))
             && selector.keys.len() < criteria.len()
         {
             return self.pick_by(&only(&selector.keys), pick);
@@ -206,17 +206,6 @@ impl Subsets {
         }
         level.get(&last.key)?.get(&last.value)?.hosts
     }
-}
-
-/// The one with the most keys of those that pass, the first of equals.
-fn longest(selectors: &[SubsetSelector], passes: impl Fn(&SubsetSelector) -> bool) -> Option<&SubsetSelector> {
-    let mut best: Option<&SubsetSelector> = None;
-    for selector in selectors.iter().filter(|selector| passes(selector)) {
-        if best.is_none_or(|best| selector.keys.len() > best.keys.len()) {
-            best = Some(selector);
-        }
-    }
-    best
 }
 
 impl Members {

@@ -199,6 +199,11 @@ impl Client {
         Poll::Pending
     }
 
+    /// Its streams.
+    pub fn active(&self) -> usize {
+        self.active.get() as usize
+    }
+
     pub fn can_take_stream(&self) -> bool {
         !self.draining.get()
             && self.closed.get().is_none()
