@@ -2,7 +2,7 @@
 CARGO ?= cargo
 export WEFT_VENV ?= $(CURDIR)/.venv
 
-.PHONY: run build test lint fmt bench tools clean help
+.PHONY: run build test lint fmt bench instructions tools clean help
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -29,6 +29,9 @@ fmt:
 bench: build ## Weft against its peers, alternating in one run; BENCH='--quick --only http1' says what
 	$(CARGO) build --release -p weft-benches --bins
 	$(CARGO) run --release -p weft-benches -- $(BENCH)
+
+instructions: build ## counts the instructions of a request's stages, and records them: what .ci/run holds them to
+	$(CARGO) run -p weft-benches -- --instructions --record --weft "$$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/weft"
 
 clean:
 	$(CARGO) clean

@@ -58,4 +58,11 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v iptable
     { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y iptables iproute2; } >/dev/null 2>&1 ||
         echo "tools: iptables and iproute2 could not be installed: tests of original destinations will be skipped"
 fi
+
+# What counts instructions and system calls.
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v valgrind && command -v strace; } >/dev/null 2>&1; then
+    echo "tools: installing valgrind and strace"
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y valgrind strace; } >/dev/null 2>&1 ||
+        echo "tools: valgrind and strace could not be installed: instructions and system calls will not be counted"
+fi
 exit 0

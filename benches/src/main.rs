@@ -17,6 +17,7 @@ mod report;
 mod row;
 mod rows;
 mod samples;
+mod stages;
 mod strace;
 mod talk;
 
@@ -72,6 +73,12 @@ struct Options {
     /// Put the table into the README, and the rounds beside it where they are kept
     #[arg(long)]
     write_readme: bool,
+    /// Count the instructions of a request's stages instead; with --check, exit with 1 where one grew by more than 5 %
+    #[arg(long)]
+    instructions: bool,
+    /// Write down what was counted: what --check compares with from then on
+    #[arg(long, requires = "instructions")]
+    record: bool,
     /// Only load, so many seconds a row, on what listens of a proxy that was started by hand (under a profiler, say)
     #[arg(long, value_name = "SECONDS")]
     by_hand: Option<f64>,
@@ -120,6 +127,10 @@ fn run(options: &Options) -> Result<bool, String> {
     let weft = options.weft.clone().unwrap_or_else(|| ours.with_file_name("weft"));
     let files = Files::in_folder(&folders.certificates)?;
     let ends = Ends::new(&files)?;
+    if options.instructions {
+        backends(&ends).map_err(|e| format!("backend: {e}"))?;
+        return stages::run(&weft, &folders, &ends, options.check, options.record);
+    }
     let (mut found, missing) = peers::find(&weft, &ours, options.baseline.as_deref());
     for name in missing {
         println!("not installed, left out: {name}");

@@ -24,6 +24,13 @@ pub const TLS_HTTP2: SocketAddr = local(28098);
 pub const SCALE_CONTROL: SocketAddr = local(28099);
 pub const SCALE: SocketAddr = local(28100);
 
+/// Of the stages of a request whose instructions are counted.
+pub const DIRECT_RESPONSE: SocketAddr = local(28111);
+pub const ROUTES: SocketAddr = local(28112);
+pub const RULES: SocketAddr = local(28113);
+pub const RBAC: SocketAddr = local(28114);
+pub const HOSTS: SocketAddr = local(28115);
+
 pub const HTTP1_BACKEND: SocketAddr = local(28090);
 pub const HTTP2_BACKEND: SocketAddr = local(28091);
 pub const MTLS_BACKEND: SocketAddr = local(28092);

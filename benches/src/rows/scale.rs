@@ -11,16 +11,13 @@ use crate::{
     ports,
     process::Process,
     row::{Figure, Group, How, Load, MS, RSS, Rounds, Row},
-    talk::{
-        backend,
-        http1::{self, Exchange},
-    },
+    talk::{backend, http1::Exchange},
 };
 use std::{
     fmt::Write as _,
     fs,
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -56,13 +53,13 @@ pub const SCALE: Group = Group {
 
 /// Of the rows above: clusters and routes.
 const SIZES: [(usize, usize); 3] = [(1_000, 10), (10_000, 10), (10, 10_000)];
-const ENDPOINTS: usize = 10;
+const ENDPOINTS: usize = backend::HOSTS;
 /// No change for so long, and a proxy is quiet.
 const QUIET: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn all(bench: &mut Bench, group: &'static Group) -> Result<(), String> {
-    backends().map_err(|e| format!("backend: {e}"))?;
+    backend::more_hosts().map_err(|e| format!("backend: {e}"))?;
     for round in 0..bench.lengths.of(group.rounds) {
         for (row, (clusters, routes)) in group.rows.iter().zip(SIZES) {
             if !bench.wants(row) || clusters > bench.lengths.most {
@@ -84,16 +81,6 @@ fn all(bench: &mut Bench, group: &'static Group) -> Result<(), String> {
                 }
             }
         }
-    }
-    Ok(())
-}
-
-/// The first of the ten hosts of each cluster is there anyway.
-fn backends() -> std::io::Result<()> {
-    for n in 2..=ENDPOINTS as u8 {
-        let at = |address: SocketAddr| SocketAddr::from(([127, 0, 0, n], address.port()));
-        backend::start(at(ports::HTTP1_BACKEND), http1::Server::default)?;
-        backend::start(at(ports::OTHER_BACKEND), || http1::Server::named("other"))?;
     }
     Ok(())
 }

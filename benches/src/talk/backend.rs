@@ -1,6 +1,10 @@
 //! What the proxies forward to: one thread a protocol, answering every request at once with the same small response.
 
-use super::wire::{Connection, Readiness, Session};
+use super::{
+    http1,
+    wire::{Connection, Readiness, Session},
+};
+use crate::ports;
 use std::{
     collections::HashMap,
     io,
@@ -18,6 +22,22 @@ pub fn start<S: Session>(address: SocketAddr, make: impl Fn() -> S + Send + 'sta
     let listener = TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
     thread::Builder::new().name(format!("backend-{}", address.port())).spawn(move || serve(&listener, &make))?;
+    Ok(())
+}
+
+/// How many hosts a cluster of many has: 127.0.0.1 and on.
+pub const HOSTS: usize = 10;
+
+/// Serves HTTP/1.1 at the others of them, as it is served at the first one anyway.
+///
+/// # Errors
+/// A port cannot be had.
+pub fn more_hosts() -> io::Result<()> {
+    for n in 2..=HOSTS as u8 {
+        let at = |address: SocketAddr| SocketAddr::from(([127, 0, 0, n], address.port()));
+        start(at(ports::HTTP1_BACKEND), http1::Server::default)?;
+        start(at(ports::OTHER_BACKEND), || http1::Server::named("other"))?;
+    }
     Ok(())
 }
 

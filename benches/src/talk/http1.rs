@@ -66,6 +66,17 @@ impl Client {
     pub fn new(exchange: Exchange) -> Self {
         Self { request: exchange.request(), place: Place::Head }
     }
+
+    /// A small exchange whose request has so many header lines more.
+    pub fn with_lines(count: usize) -> Self {
+        let mut request = Exchange::Small.request();
+        request.truncate(request.len() - 2);
+        for i in 0..count {
+            request.extend_from_slice(format!("x-bench-line-{i:02}: the value of a header line\r\n").as_bytes());
+        }
+        request.extend_from_slice(b"\r\n");
+        Self { request, place: Place::Head }
+    }
 }
 
 impl super::Client for Client {
