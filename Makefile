@@ -31,7 +31,7 @@ bench: build ## Weft against its peers, alternating in one run; BENCH='--quick -
 	$(CARGO) run --release -p weft-benches -- $(BENCH)
 
 instructions: build ## counts the instructions of a request's stages, and records them: what .ci/run holds them to
-	$(CARGO) run -p weft-benches -- --instructions --record --weft "$$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/weft"
+	$(CARGO) run --release -p weft-benches -- --instructions --record
 
 clean:
 	$(CARGO) clean

@@ -3,7 +3,7 @@
 //! A proxy that does not start, or a row that fails with it, is said and left out; the others go on.
 
 use crate::{
-    load::{self, Outcome, Plan, bulk, idle::Idle},
+    load::{self, Outcome, Plan, bulk, idle::Idle, spread},
     peers::{DIRECT, Folders, Peer, WEFT},
     ports,
     process::Process,
@@ -24,7 +24,7 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, thread, time::D
 /// How long a proxy is left alone before its memory is read.
 const SETTLE: Duration = Duration::from_millis(500);
 /// How often the few connections of a spread are made anew in a round.
-const SPREADS: usize = 5;
+const SPREADS: usize = 20;
 
 /// How long things take, and how often they are done.
 pub struct Lengths {
@@ -182,7 +182,10 @@ impl Bench {
                 self.add(name, row, RATE, gib / found.elapsed.as_secs_f64());
             }
             Load::Idle { to, tls } => self.idle(name, row, *to, *tls, process)?,
-            Load::Spread(closed) => self.spread(name, row, closed, process)?,
+            Load::Spread { to, connections } => {
+                let shares = (0..SPREADS).map(|_| spread::busiest(*to, *connections)).sum::<Result<f64, _>>()?;
+                self.add(name, row, "busiest", shares / SPREADS as f64 * 100.0);
+            }
             Load::Syscalls(closed) => {
                 let traced = strace::Trace::new(process.id());
                 let outcome = self.closed(closed, closed.to, &|| traced.turn())?;
@@ -302,27 +305,6 @@ impl Bench {
             self.add(name, row, &format!("rss-{count}"), rss);
             self.add(name, row, &format!("pss-{count}"), pss);
         }
-        Ok(())
-    }
-
-    fn spread(&mut self, name: &str, row: &Row, closed: &Closed, process: &Process) -> Result<(), String> {
-        // At a rate that both can keep up with, each connection has as much to do as the next, whatever the machine does meanwhile.
-        const RATE: f64 = 4_000.0;
-        let plan = Plan { length: self.lengths.closed / 3, ..self.plan(closed, closed.to) };
-        let mut shares = 0.0;
-        for _ in 0..SPREADS {
-            let before = process.threads();
-            speak(&self.ends, closed, &Pace { plan: &plan, rate: RATE, cpu: &|| Duration::ZERO })?;
-            let now = process.threads();
-            let mut spent: Vec<_> = now
-                .iter()
-                .map(|(id, time)| time.saturating_sub(before.get(id).copied().unwrap_or_default()).as_secs_f64())
-                .collect();
-            spent.sort_by(f64::total_cmp);
-            let [.., other, busiest] = spent[..] else { return Err("it has one thread".into()) };
-            shares += busiest / (busiest + other);
-        }
-        self.add(name, row, "busiest", shares / SPREADS as f64 * 100.0);
         Ok(())
     }
 }

@@ -1,9 +1,9 @@
 //! `weft-control` for what comes from a control plane, the same for every proxy: certificates that rotate, and configuration at scale.
 
 use std::{
-    fs,
+    fs::{self, File},
     net::{SocketAddr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -23,23 +23,27 @@ pub fn put(folder: &Path, name: &str, text: &str) -> Result<(), String> {
 }
 
 /// The control plane's process, killed when dropped.
-pub struct Control(Child);
+pub struct Control {
+    child: Child,
+    log: PathBuf,
+}
 
 impl Control {
-    /// Serves what is in `folder`.
+    /// Serves what is in `folder`; what it says goes to `log`.
     ///
     /// # Errors
     /// It cannot be executed, or does not serve in time.
-    pub fn start(binary: &Path, at: SocketAddr, folder: &Path) -> Result<Self, String> {
+    pub fn start(binary: &Path, at: SocketAddr, folder: &Path, log: &Path) -> Result<Self, String> {
+        let file = File::create(log).map_err(|e| format!("{}: {e}", log.display()))?;
         let child = Command::new(binary)
-            .args(["--listen", &at.to_string(), "--dir"])
+            .args(["--verbose", "--listen", &at.to_string(), "--dir"])
             .arg(folder)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(file)
             .spawn()
             .map_err(|e| format!("{}: {e}", binary.display()))?;
-        let control = Self(child);
+        let control = Self { child, log: log.to_owned() };
         let begin = Instant::now();
         while TcpStream::connect(at).is_err() {
             if begin.elapsed() > PATIENCE {
@@ -49,11 +53,16 @@ impl Control {
         }
         Ok(control)
     }
+
+    /// How often something that it sent was taken.
+    pub fn taken(&self) -> usize {
+        fs::read_to_string(&self.log).unwrap_or_default().lines().filter(|line| line.contains(" took ")).count()
+    }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

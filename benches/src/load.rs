@@ -4,6 +4,7 @@ pub mod bulk;
 pub mod closed;
 pub mod idle;
 pub mod open;
+pub mod spread;
 
 use crate::talk::{
     Client,

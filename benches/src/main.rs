@@ -90,7 +90,7 @@ impl Options {
         let lengths = if self.quick {
             Lengths { rounds: 2, few: 1, warm: ms(100), closed: ms(350), open: ms(1000), starts: 1, most: 1_000 }
         } else {
-            Lengths { rounds: 5, few: 3, warm: ms(300), closed: ms(1000), open: ms(3000), starts: 3, most: 10_000 }
+            Lengths { rounds: 5, few: 2, warm: ms(200), closed: ms(800), open: ms(2500), starts: 3, most: 10_000 }
         };
         Lengths { rounds: self.rounds.unwrap_or(lengths.rounds), ..lengths }
     }

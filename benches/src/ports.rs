@@ -24,6 +24,8 @@ pub const TLS_HTTP2: SocketAddr = local(28098);
 pub const SCALE_CONTROL: SocketAddr = local(28099);
 pub const SCALE: SocketAddr = local(28100);
 
+/// Says which worker has how many connections.
+pub const ADMIN: SocketAddr = local(28110);
 /// Of the stages of a request whose instructions are counted.
 pub const DIRECT_RESPONSE: SocketAddr = local(28111);
 pub const ROUTES: SocketAddr = local(28112);

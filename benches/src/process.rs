@@ -2,7 +2,6 @@
 
 use crate::talk::http1;
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
@@ -65,20 +64,14 @@ impl Process {
         self.child.id()
     }
 
-    /// CPU time so far, user and system, of all its threads.
+    /// CPU time so far, user and system, of all its threads; in nanoseconds' precision, unlike `/proc/PID/stat`.
     pub fn cpu(&self) -> Duration {
-        self.threads().values().sum()
-    }
-
-    /// CPU time so far by thread; in nanoseconds' precision, unlike `/proc/PID/stat`.
-    pub fn threads(&self) -> BTreeMap<u32, Duration> {
-        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.child.id())) else { return BTreeMap::new() };
-        let times = tasks.flatten().filter_map(|task| {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.child.id())) else { return Duration::ZERO };
+        let nanoseconds = tasks.flatten().filter_map(|task| {
             let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-            let nanoseconds = text.split(' ').next()?.parse::<u64>().ok()?;
-            Some((task.file_name().to_str()?.parse().ok()?, Duration::from_nanos(nanoseconds)))
+            text.split(' ').next()?.parse::<u64>().ok()
         });
-        times.collect()
+        Duration::from_nanos(nanoseconds.sum())
     }
 
     /// # Errors

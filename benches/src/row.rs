@@ -60,7 +60,7 @@ pub enum Load {
     /// Connections that say nothing.
     Idle { to: SocketAddr, tls: bool },
     /// How evenly connections are spread over two workers.
-    Spread(Closed),
+    Spread { to: SocketAddr, connections: u64 },
     /// System calls while it works, counted by strace.
     Syscalls(Closed),
     /// The group's function knows.
@@ -71,10 +71,10 @@ impl Load {
     /// Whether the proxy that runs now listens for it: who does not cannot do the work.
     pub fn is_served(&self) -> bool {
         match self {
-            Self::Closed(closed) | Self::Open(_, closed) | Self::Spread(closed) | Self::Syscalls(closed) => {
+            Self::Closed(closed) | Self::Open(_, closed) | Self::Syscalls(closed) => {
                 TcpStream::connect(closed.to).is_ok()
             }
-            Self::Idle { to, .. } => TcpStream::connect(to).is_ok(),
+            Self::Idle { to, .. } | Self::Spread { to, .. } => TcpStream::connect(to).is_ok(),
             Self::Start | Self::Memory | Self::Bulk | Self::Own => true,
         }
     }
@@ -187,7 +187,7 @@ pub const RSS: Figure = Figure::new("rss", "RSS MiB", 1);
 pub const PSS: Figure = Figure::new("pss", "PSS MiB", 1);
 pub const KIB: Figure = Figure::new("rss", "RSS KiB/connection", 1);
 pub const MS: Figure = Figure::new("ms", "ms", 1);
-pub const PERCENT: Figure = Figure::new("busiest", "% of the work on the busier worker", 0);
+pub const PERCENT: Figure = Figure::new("busiest", "% of them on the busier worker", 0);
 pub const CALLS: Figure = Figure::new("calls", "system calls/request", 2);
 
 /// What is written down beside [`CPU`] and shown on its line: how many a second.

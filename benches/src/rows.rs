@@ -15,7 +15,7 @@ use crate::row::Group;
 pub use idle::COUNTS as IDLE;
 
 /// In the order in which they run and are shown.
-pub const GROUPS: [&Group; 15] = [
+pub const GROUPS: [&Group; 16] = [
     &plain::WORK,
     &plain::LATENCY,
     &tls::DOWNSTREAM,
@@ -27,6 +27,7 @@ pub const GROUPS: [&Group; 15] = [
     &idle::MTLS,
     &workers::PLAIN,
     &workers::MTLS,
+    &workers::SPREAD,
     &workers::BALANCED,
     &rotation::ROTATION,
     &scale::SCALE,

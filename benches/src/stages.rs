@@ -198,10 +198,10 @@ fn configure(folders: &Folders) -> Result<PathBuf, String> {
     let text = fs::read_to_string(&from).map_err(|e| format!("{}: {e}", from.display()))?;
     let (mut hosts, mut routes) = (String::new(), String::new());
     for i in 0..1_000 {
-        let _ = write!(
+        let _ = writeln!(
             hosts,
             "            - {{ name: host-{i}, domains: [host-{i}.example], routes: [{{ match: {{ prefix: / }}, route: {{ \
-             cluster: http1 }} }}] }}\n"
+             cluster: http1 }} }}] }}"
         );
     }
     for i in 0..100 {

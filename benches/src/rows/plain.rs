@@ -57,7 +57,7 @@ pub const WORK: Group = Group {
             name: "http1-1m",
             title: "HTTP/1.1, 1 MiB responses",
             load: Load::Closed(http1(Exchange::Download(MIB)).on(16, 1)),
-            figures: &[CPU.goal(0.40)],
+            figures: &[CPU.goal(0.40).floor(0.60)],
         },
         Row {
             name: "http1-64k-up",
@@ -120,7 +120,7 @@ pub const LATENCY: Group = Group {
             name: "latency-5000",
             title: "HTTP/1.1 at 5,000 requests/s",
             load: Load::Open(Rate::PerSecond(5_000.0), SMALL),
-            figures: &[P50.goal(0.35), P99.goal(0.25).floor(1.00), P999, CPU.goal(0.36)],
+            figures: &[P50.goal(0.35).floor(0.60), P99.goal(0.25).floor(1.00), P999, CPU.goal(0.36).floor(0.50)],
         },
         Row {
             name: "latency-40",

@@ -75,7 +75,8 @@ fn rotate(bench: &Bench, name: &str, command: &[String], folder: &Path, rotation
         Ok(leaf)
     };
     renew()?;
-    let _control = Control::start(&bench.control, ports::ROTATION_CONTROL, folder)?;
+    let _control =
+        Control::start(&bench.control, ports::ROTATION_CONTROL, folder, &bench.folders.results.join("control.log"))?;
     let _process = bench.start(name, command)?;
     let client = bench.ends.client.clone();
     // The first certificate may still be on its way.

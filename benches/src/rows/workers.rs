@@ -32,12 +32,6 @@ pub const PLAIN: Group = Group {
             load: Load::Closed(Closed { direct: None, ..FEW }),
             figures: &[CPU],
         },
-        Row {
-            name: "workers-spread",
-            title: "two workers: 8 connections of HTTP/2",
-            load: Load::Spread(FEW),
-            figures: &[PERCENT],
-        },
     ],
 };
 
@@ -55,16 +49,33 @@ pub const MTLS: Group = Group {
     }],
 };
 
+/// Eight connections, as a sidecar with few peers has them.
+const EIGHT: Load = Load::Spread { to: ports::HTTP2, connections: 8 };
+
+pub const SPREAD: Group = Group {
+    name: "workers-spread",
+    files: &[("weft", "spread.yaml"), ("envoy", "spread.yaml")],
+    workers: 2,
+    rounds: Rounds::All,
+    how: How::Alternating,
+    rows: &[Row {
+        name: "workers-spread",
+        title: "two workers: 8 connections, by SO_REUSEPORT",
+        load: EIGHT,
+        figures: &[PERCENT],
+    }],
+};
+
 pub const BALANCED: Group = Group {
-    name: "workers-balanced",
+    name: "workers-exact",
     files: &[("weft", "balanced.yaml"), ("envoy", "balanced.yaml")],
     workers: 2,
     rounds: Rounds::All,
     how: How::Alternating,
     rows: &[Row {
         name: "workers-exact",
-        title: "two workers: the same with exact balance",
-        load: Load::Spread(FEW),
+        title: "two workers: 8 connections, exact balance",
+        load: EIGHT,
         figures: &[PERCENT],
     }],
 };
