@@ -18,7 +18,10 @@ use crate::{
 };
 use http::HeaderName;
 use prost::Message as _;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 use weft_control_api::{Any, envoy::config::route::v3 as pb};
 
 /// A route configuration.
@@ -63,6 +66,8 @@ pub struct VirtualHost {
     pub per_filter: PerFilterConfigs,
     pub include_request_attempt_count: bool,
     pub include_attempt_count_in_response: bool,
+    /// Retries say in `x-envoy-is-timeout-retry` whether a timeout made them.
+    pub include_is_timeout_retry_header: bool,
     pub metadata: Metadata,
 }
 
@@ -102,7 +107,8 @@ pub enum RouteActionKind {
 /// What a route inherits where it says nothing itself.
 #[derive(Clone, Default)]
 struct Inherited {
-    retry: Option<RetryPolicy>,
+    retry: Option<Arc<RetryPolicy>>,
+    hedge_on_per_try_timeout: bool,
     mirrors: Vec<MirrorPolicy>,
     buffer_limit: Option<u64>,
     max_direct_response: usize,
@@ -246,12 +252,13 @@ impl VirtualHost {
         cx.unsupported_if("rate_limits", !rate_limits.is_empty());
         cx.unsupported_if("cors", cors.is_some());
         cx.unsupported_if("retry_policy_typed_config", retry_policy_typed_config.is_some());
-        cx.unsupported_if("include_is_timeout_retry_header", include_is_timeout_retry_header);
         cx.unsupported_if("route_specifiers", !route_specifiers.is_empty());
-        refuse_hedging(hedge_policy, cx);
         let own = mirrors(request_mirror_policies, cx);
         let inherited = Inherited {
-            retry: retry_policy.and_then(|p| cx.field("retry_policy", |cx| RetryPolicy::from_proto(p, cx))),
+            retry: retry_policy
+                .and_then(|p| cx.field("retry_policy", |cx| RetryPolicy::from_proto(p, cx)))
+                .map(Arc::new),
+            hedge_on_per_try_timeout: hedge_policy.is_some_and(|p| retry::hedge_on_per_try_timeout(p, cx)),
             mirrors: if own.is_empty() { inherited.mirrors.clone() } else { own },
             buffer_limit: request_body_buffer_limit.or(per_request_buffer_limit_bytes.map(u64::from)),
             max_direct_response: inherited.max_direct_response,
@@ -281,6 +288,7 @@ impl VirtualHost {
             per_filter: per_filter(typed_per_filter_config, cx),
             include_request_attempt_count,
             include_attempt_count_in_response,
+            include_is_timeout_retry_header,
             metadata: metadata::from_proto("metadata", metadata, cx),
         })
     }
@@ -390,16 +398,4 @@ fn per_filter(configs: HashMap<String, Any>, cx: &mut Context) -> PerFilterConfi
 
 fn mirrors(policies: Vec<pb::route_action::RequestMirrorPolicy>, cx: &mut Context) -> Vec<MirrorPolicy> {
     cx.elements("request_mirror_policies", policies, |cx, p| MirrorPolicy::from_proto(p, cx))
-}
-
-/// Hedging sends a request twice; it is not implemented, and never silently left out.
-fn refuse_hedging(policy: Option<pb::HedgePolicy>, cx: &mut Context) {
-    let Some(pb::HedgePolicy { initial_requests, additional_request_chance, hedge_on_per_try_timeout }) = policy else {
-        return;
-    };
-    cx.field("hedge_policy", |cx| {
-        cx.unsupported_if("initial_requests", initial_requests.is_some_and(|n| n > 1));
-        cx.unsupported_if("additional_request_chance", additional_request_chance.is_some());
-        cx.unsupported_if("hedge_on_per_try_timeout", hedge_on_per_try_timeout);
-    });
 }

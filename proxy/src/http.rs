@@ -1,6 +1,7 @@
 //! HTTP: messages, bodies, the codecs of both versions on both sides, and the connection manager.
 
 pub mod balancing;
+pub mod attempts;
 pub mod body;
 pub mod client_cert;
 pub mod codec;
@@ -24,6 +25,7 @@ pub mod redirect;
 pub mod request_headers;
 pub mod request_id;
 pub mod response_headers;
+pub mod retry;
 pub mod service;
 pub mod shadow;
 pub mod single_headers;

@@ -1,6 +1,6 @@
 //! What a route does with a request that it matched.
 
-use super::{Inherited, PerFilterConfigs, RetryPolicy, mirrors, per_filter, refuse_hedging};
+use super::{Inherited, PerFilterConfigs, RetryPolicy, mirrors, per_filter, retry::hedge_on_per_try_timeout};
 use crate::{
     Context,
     data_source::DataSource,
@@ -13,7 +13,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use weft_control_api::envoy::{
     config::{core::v3 as core, route::v3 as pb},
     extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig,
@@ -33,7 +33,9 @@ pub struct RouteAction {
     pub timeout: Duration,
     /// In place of the connection manager's stream idle timeout.
     pub idle_timeout: Option<Duration>,
-    pub retry: Option<RetryPolicy>,
+    pub retry: Option<Arc<RetryPolicy>>,
+    /// A try that takes longer than its own timeout is not given up, while another one is made.
+    pub hedge_on_per_try_timeout: bool,
     pub mirrors: Vec<MirrorPolicy>,
     pub priority: Priority,
     pub hash_policies: Vec<HashPolicy>,
@@ -240,7 +242,6 @@ impl RouteAction {
         cx.unsupported_if("cors", cors.is_some());
         cx.unsupported_if("internal_redirect_action", internal_redirect_action != 0);
         cx.unsupported_if("max_internal_redirects", max_internal_redirects.is_some());
-        refuse_hedging(hedge_policy, cx);
         use pb::route_action::ClusterNotFoundResponseCode as NotFound;
         let cluster_not_found_response_code =
             match cx.enumeration("cluster_not_found_response_code", cluster_not_found_response_code) {
@@ -320,7 +321,7 @@ impl RouteAction {
         let mut upgrade_types = HashSet::new();
         let mirrors = mirrors(request_mirror_policies, cx);
         let retry = match retry_policy {
-            Some(p) => cx.field("retry_policy", |cx| RetryPolicy::from_proto(p, cx)),
+            Some(p) => cx.field("retry_policy", |cx| RetryPolicy::from_proto(p, cx)).map(Arc::new),
             None => inherited.retry.clone(),
         };
         cx.unsupported_if("flush_timeout", flush_timeout.is_some());
@@ -331,6 +332,8 @@ impl RouteAction {
             timeout: cx.duration("timeout", timeout).unwrap_or(Duration::from_secs(15)),
             idle_timeout: cx.duration("idle_timeout", idle_timeout),
             retry,
+            hedge_on_per_try_timeout: hedge_policy
+                .map_or(inherited.hedge_on_per_try_timeout, |p| hedge_on_per_try_timeout(p, cx)),
             mirrors: if mirrors.is_empty() { inherited.mirrors.clone() } else { mirrors },
             priority: cx.enumeration("priority", priority),
             hash_policies: cx.elements("hash_policy", hash_policy, |cx, p| HashPolicy::from_proto(p, cx)),

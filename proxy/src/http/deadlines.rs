@@ -68,6 +68,10 @@ impl Deadlines {
         self.at[which as usize] = None;
     }
 
+    pub fn is_set(&self, which: Deadline) -> bool {
+        self.at[which as usize].is_some()
+    }
+
     /// The stream's idle timeout (zero: off), counted from now and from each [`Deadlines::touch`].
     pub fn set_idle(&mut self, after: Duration) {
         self.idle = Some(after).filter(|d| !d.is_zero());

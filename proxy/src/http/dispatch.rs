@@ -1,63 +1,31 @@
 //! The router's work: a routed request goes to a host of its cluster, and the host's response comes back.
 
 use super::{
-    Body, ResponseEvent, ResponseHead,
+    Body, ResponseHead,
+    attempts::{Attempt, Tries},
     balancing::Balancing,
     deadlines::Deadline,
-    deadlines::Deadlines,
     header_names::*,
     load_report,
     local_reply::reset_details,
-    pump::{Pump, PumpError},
+    pump::Pump,
     redirect,
-    service::{Responder, UpstreamStream},
-    shadow, single_headers,
+    retry::Retries,
+    service::Responder,
+    shadow,
     stream::{Answer, Interrupt, Stream},
     timeouts::{self, TimeoutPolicy, Timeouts},
 };
 use crate::{
     base::{ResetReason, ResponseFlag, Side, StreamError, clock},
     filters::LocalReply,
-    observe::StreamInfo,
     route::{Action, Forward},
-    upstream::{LbContext, ProtocolChoice, ServerNames, StreamRequest, ThreadCluster, ThreadHost, UpstreamConnection},
+    upstream::{ThreadCluster, ThreadHost},
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use std::{future::poll_fn, rc::Rc, task::Poll};
+use std::rc::Rc;
 use weft_config::http_connection_manager::SchemeTransformation;
-
-/// One try at one host.
-pub struct Attempt {
-    pub stream: UpstreamStream,
-    pub connection: Rc<UpstreamConnection>,
-    pub host: Rc<ThreadHost>,
-    route_timeout: std::time::Duration,
-    request_is_done: bool,
-}
-
-impl Attempt {
-    /// The whole request was handed to the upstream: the route's timeout begins.
-    pub fn request_done(&mut self, info: &mut StreamInfo, deadlines: &mut Deadlines) {
-        if std::mem::replace(&mut self.request_is_done, true) {
-            return;
-        }
-        let now = clock::now();
-        info.points.upstream_tx_end = Some(now);
-        info.points.downstream_rx_end.get_or_insert(now);
-        deadlines.clear(Deadline::Request);
-        if self.route_timeout > std::time::Duration::ZERO {
-            deadlines.set(Deadline::Route, Some(self.route_timeout));
-        }
-    }
-}
-
-/// What came of one try.
-enum Outcome {
-    Response(ResponseHead, Body),
-    Failed(StreamError),
-    Interrupted(Interrupt),
-}
 
 /// Takes the routed request to its end, or says what to answer.
 pub async fn dispatch(stream: &mut Stream, request: &mut Pump, responder: &mut Responder) -> Answer {
@@ -147,6 +115,7 @@ async fn forward_request(
     stream.info.upstream.cluster_metadata = cluster.info().metadata.clone();
 
     let retry = forward.config.retry.as_ref();
+    let buffer_limit = matched.route.request_buffer_limit.unwrap_or(stream.connection.manager.buffer_limit as u64);
     let policy = TimeoutPolicy {
         route: forward.config.timeout,
         per_try: retry.and_then(|r| r.per_try_timeout).unwrap_or_default(),
@@ -154,6 +123,7 @@ async fn forward_request(
         max_grpc_timeout: forward.config.max_grpc_timeout,
         grpc_timeout_offset: forward.config.grpc_timeout_offset,
         has_max_stream_duration: forward.config.max_stream_duration.is_some(),
+        hedge_on_per_try_timeout: forward.config.hedge_on_per_try_timeout,
         respect_expected: router.respect_expected_rq_timeout,
         suppress_envoy_headers: router.suppress_envoy_headers,
     };
@@ -170,15 +140,16 @@ async fn forward_request(
         // Transport sockets are in the clear so far.
         stream.request.scheme = Bytes::from_static(b"http");
     }
-    if forward.config.internal_redirect.is_some() {
-        request.keep_for_replay(
-            matched.route.request_buffer_limit.unwrap_or(stream.connection.manager.buffer_limit as u64),
-        );
+    let retries = Retries::of(retry, &mut stream.request, &cluster, forward.config.priority);
+    if forward.config.internal_redirect.is_some() || retries.is_some() {
+        request.keep_for_replay(buffer_limit);
     }
     stream.balancing = Balancing::of(stream, &cluster, forward);
     shadow::start(stream, forward, request);
 
-    let outcome = attempts(stream, &cluster, forward, &timeouts, request, responder).await;
+    let mut tries = Tries::new(&cluster, forward, &policy, &timeouts, retries);
+    let outcome = tries.run(stream, request, responder).await;
+    drop(tries);
     let (mut attempt, head, body) = match outcome {
         Ok(done) => done,
         Err(answer) => return Next::Answer(answer),
@@ -199,179 +170,6 @@ async fn forward_request(
     }
     respond(stream, &cluster, &mut attempt, head, body, request, responder).await;
     Next::Answer(Answer::Done)
-}
-
-/// So many bytes of a request's body are kept until the response begins, in case its kept-alive connection turns out to
-/// have been closed.
-const REPLAY: u64 = 16 * 1024;
-
-/// Tries hosts until one gives a response that may go to the client.
-async fn attempts(
-    stream: &mut Stream,
-    cluster: &Rc<ThreadCluster>,
-    forward: &Forward,
-    timeouts: &Timeouts,
-    request: &mut Pump,
-    responder: &mut Responder,
-) -> Result<(Attempt, ResponseHead, Body), Answer> {
-    let mut replays = 0;
-    loop {
-        let mut attempt = match connect(stream, cluster, forward, timeouts, request, responder).await {
-            Ok(attempt) => attempt,
-            Err(Ok(answer)) => return Err(answer),
-            Err(Err(error)) => return Err(failed(stream, cluster, &error)),
-        };
-        if attempt.connection.was_reused() {
-            request.keep_for_replay(REPLAY);
-        }
-        match exchange(stream, &mut attempt, timeouts, request, responder).await {
-            Outcome::Response(head, body) => return Ok((attempt, head, body)),
-            Outcome::Interrupted(interrupt) => return Err(timed_out(stream, cluster, interrupt, timeouts, request)),
-            // The upstream closed a kept-alive connection before it had seen the request: nothing is lost.
-            Outcome::Failed(error)
-                if error.retry_is_safe && attempt.connection.was_reused() && request.can_replay() && replays < 3 =>
-            {
-                replays += 1;
-                request.rewind();
-            }
-            Outcome::Failed(error) => return Err(failed(stream, cluster, &error)),
-        }
-    }
-}
-
-/// Picks a host and gets a stream on a connection to it.
-async fn connect(
-    stream: &mut Stream,
-    cluster: &Rc<ThreadCluster>,
-    forward: &Forward,
-    timeouts: &Timeouts,
-    request: &mut Pump,
-    responder: &mut Responder,
-) -> Result<Attempt, Result<Answer, StreamError>> {
-    let connection = stream.connection.clone();
-    let context = LbContext {
-        connection: Some(&connection.info),
-        request: Some(&stream.request),
-        dynamic_metadata: Some(&stream.info.dynamic_metadata),
-        hash: stream.balancing.hash,
-        metadata_match: stream.balancing.metadata_match(stream.route.as_deref()),
-        attempt: stream.info.attempt_count.saturating_sub(1),
-        ..LbContext::default()
-    };
-    let Some(host) = cluster.choose_host(&context) else {
-        stream.info.set_flag(ResponseFlag::NoHealthyUpstream);
-        let reply = LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream");
-        return Err(Ok(Answer::Local(after_attempt(stream, reply))));
-    };
-    if let Some(route) = stream.route.clone() {
-        let keep = !connection.manager.router.suppress_envoy_headers;
-        route.rewrite_host_to(&mut stream.request, &host.host().hostname, keep);
-    }
-    stream.info.upstream.host = Some(host.address().clone());
-    stream.info.upstream.host_name = Some(host.host().hostname.clone());
-    stream.info.upstream.host_metadata = host.host().metadata.clone();
-    stream.info.upstream.attempted.push(host.address().clone());
-    let wanted = StreamRequest {
-        downstream_protocol: stream.request.protocol,
-        priority: forward.config.priority,
-        protocol: if forward.connects_raw(&stream.request) { ProtocolChoice::Tcp } else { ProtocolChoice::Http },
-        connection: Some(connection.info.clone()),
-        names: ServerNames::of(&stream.request, &cluster.info().config.http.upstream),
-    };
-    stream.info.points.upstream_connect_start = Some(clock::now());
-    if !timeouts.per_try.is_zero() {
-        stream.deadlines.set(Deadline::PerTry, Some(timeouts.per_try));
-    }
-    let mut open = std::pin::pin!(cluster.http_stream(&host, wanted));
-    let opened = poll_fn(|cx| {
-        if let Poll::Ready(opened) = open.as_mut().poll(cx) {
-            return Poll::Ready(Ok(opened));
-        }
-        if let Poll::Ready(gone) = responder.poll_closed(cx) {
-            return Poll::Ready(Err(Interrupt::Gone(gone)));
-        }
-        stream.deadlines.poll(cx).map(|which| Err(Interrupt::Deadline(which)))
-    })
-    .await;
-    match opened {
-        Ok(Ok((upstream, connection))) => {
-            stream.info.points.upstream_connect_end = Some(clock::now());
-            let longest = timeouts.upstream_stream.or(cluster.info().config.http.common.max_stream_duration);
-            stream.deadlines.set(Deadline::UpstreamMaxStreamDuration, longest);
-            stream.info.upstream.local = connection.local().cloned();
-            stream.info.upstream.remote = connection.remote().cloned();
-            stream.info.upstream.connection_id = Some(connection.id());
-            stream.info.upstream.tls = connection.tls().cloned();
-            stream.info.upstream.protocol = connection.protocol();
-            Ok(Attempt { stream: upstream, connection, host, route_timeout: timeouts.route, request_is_done: false })
-        }
-        Ok(Err(error)) => Err(Err(error)),
-        Err(interrupt) => Err(Ok(timed_out(stream, cluster, interrupt, timeouts, request))),
-    }
-}
-
-/// Sends the request and waits for the response's head; 1xx go to the client at once.
-async fn exchange(
-    stream: &mut Stream,
-    attempt: &mut Attempt,
-    timeouts: &Timeouts,
-    request: &mut Pump,
-    responder: &mut Responder,
-) -> Outcome {
-    stream.info.points.upstream_tx_start = Some(clock::now());
-    if !timeouts.per_try_idle.is_zero() {
-        stream.deadlines.set(Deadline::PerTryIdle, Some(timeouts.per_try_idle));
-    }
-    let no_body = request.is_empty() && !stream.is_tunnel();
-    if let Err(error) = attempt.stream.send_head(&stream.request, no_body) {
-        return Outcome::Failed(error);
-    }
-    if no_body {
-        request.finish_empty();
-        attempt.request_done(&mut stream.info, &mut stream.deadlines);
-    }
-    let mut write_failed = None;
-    poll_fn(|cx| {
-        if let Poll::Ready(gone) = responder.poll_closed(cx) {
-            return Poll::Ready(Outcome::Interrupted(Interrupt::Gone(gone)));
-        }
-        let deadlines = &mut stream.deadlines;
-        if write_failed.is_none() {
-            match request.poll(cx, &mut attempt.stream, || deadlines.touch()) {
-                Poll::Ready(Ok(())) => attempt.request_done(&mut stream.info, deadlines),
-                Poll::Ready(Err(PumpError::Source(error))) => {
-                    return Poll::Ready(Outcome::Interrupted(Interrupt::Gone(error)));
-                }
-                // There may be a response all the same: it was sent before the connection broke.
-                Poll::Ready(Err(PumpError::Sink(error))) => write_failed = Some(error),
-                Poll::Pending => {}
-            }
-        }
-        loop {
-            match attempt.stream.poll_response(cx) {
-                Poll::Ready(Ok(ResponseEvent::Informational(head))) => {
-                    deadlines.touch();
-                    // One is enough: nothing would hold back an upstream that sends them without end.
-                    if std::mem::replace(&mut stream.was_informed, true) {
-                        continue;
-                    }
-                    stream.connection.stats.downstream_rq.inc(head.status.as_u16());
-                    if let Err(error) = responder.send_informational(head) {
-                        return Poll::Ready(Outcome::Interrupted(Interrupt::Gone(error)));
-                    }
-                }
-                Poll::Ready(Ok(ResponseEvent::Head(mut head, body))) => {
-                    deadlines.touch();
-                    single_headers::join_response(&mut head.headers);
-                    return Poll::Ready(Outcome::Response(head, body));
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Outcome::Failed(error)),
-                Poll::Pending => break,
-            }
-        }
-        deadlines.poll(cx).map(|which| Outcome::Interrupted(Interrupt::Deadline(which)))
-    })
-    .await
 }
 
 /// The upstream's response on its way to the client.
@@ -425,17 +223,35 @@ async fn respond(
     stream.info.bytes.upstream_wire_sent = headers + sent;
 }
 
-/// A host or connection failed us before there was a response.
-fn failed(stream: &mut Stream, cluster: &Rc<ThreadCluster>, error: &StreamError) -> Answer {
-    if error.side == Side::Downstream {
-        stream.client_gone(error);
-        return Answer::Done;
-    }
+/// No host is to be had.
+pub(super) fn no_host(stream: &mut Stream) -> Answer {
+    stream.info.set_flag(ResponseFlag::NoHealthyUpstream);
+    let reply = LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream");
+    Answer::Local(after_attempt(stream, reply))
+}
+
+/// Counts a try that failed before there was a response.
+pub(super) fn count_failure(cluster: &ThreadCluster, host: &ThreadHost, error: &StreamError) {
     match error.reason {
         ResetReason::ProtocolError => cluster.stats().upstream_cx_protocol_error.inc(),
         ResetReason::RemoteReset | ResetReason::RemoteRefusedStreamReset => cluster.stats().upstream_rq_rx_reset.inc(),
         _ => {}
     }
+    host.count_error();
+}
+
+/// A host or connection failed us before there was a response.
+pub(super) fn failed(
+    stream: &mut Stream,
+    cluster: &Rc<ThreadCluster>,
+    host: &ThreadHost,
+    error: &StreamError,
+) -> Answer {
+    if error.side == Side::Downstream {
+        stream.client_gone(error);
+        return Answer::Done;
+    }
+    count_failure(cluster, host, error);
     stream.info.set_flag(error.reason.upstream_flag());
     if !error.details.is_empty() {
         stream.info.upstream.transport_failure = Some(error.details.clone());
@@ -476,9 +292,10 @@ fn refuse_header(stream: &mut Stream, name: &HeaderName) -> Answer {
 }
 
 /// A timeout passed, or the client went away, before there was a response.
-fn timed_out(
+pub(super) fn timed_out(
     stream: &mut Stream,
     cluster: &Rc<ThreadCluster>,
+    host: Option<&ThreadHost>,
     interrupt: Interrupt,
     timeouts: &Timeouts,
     request: &Pump,
@@ -506,6 +323,10 @@ fn timed_out(
         }
         other => return stream.interrupted(other, request),
     };
+    if let Some(host) = host {
+        host.count_timeout();
+        host.count_error();
+    }
     stream.info.set_flag(flag);
     let (status, body) = if flag == ResponseFlag::UpstreamMaxStreamDurationReached && !request.is_read() {
         (StatusCode::REQUEST_TIMEOUT, body)

@@ -41,6 +41,7 @@ names! {
     ENVOY_ORIGINAL_PATH "x-envoy-original-path",
     ENVOY_ORIGINAL_URL "x-envoy-original-url",
     ENVOY_OVERLOADED "x-envoy-overloaded",
+    ENVOY_RATELIMITED "x-envoy-ratelimited",
     ENVOY_RETRIABLE_HEADER_NAMES "x-envoy-retriable-header-names",
     ENVOY_RETRIABLE_STATUS_CODES "x-envoy-retriable-status-codes",
     ENVOY_RETRY_GRPC_ON "x-envoy-retry-grpc-on",

@@ -120,8 +120,9 @@ impl Pump {
         self.source.is_end() || self.state != State::Moving || self.replay.as_ref().is_some_and(|r| r.is_whole)
     }
 
-    /// The head said already that there is no body.
-    pub fn finish_empty(&mut self) {
+    /// Nothing is left to send: the head said already that there is no body, or an earlier receiver got all of it and is the
+    /// one that counts.
+    pub fn finish(&mut self) {
         self.state = State::Done;
         self.tees.drain(..).for_each(|mut tee| tee(TeeFrame::End));
     }

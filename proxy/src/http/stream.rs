@@ -6,6 +6,7 @@
 use super::{
     BadRequest, Body, BodySource, Protocol, RequestHead, ResponseHead,
     balancing::Balancing,
+    attempts::Attempt,
     client_cert,
     connection::HttpConnection,
     deadlines::{Deadline, Deadlines},
@@ -554,7 +555,7 @@ impl Stream {
         mut body: Body,
         request: &mut Pump,
         responder: &mut Responder,
-        upstream: Option<&mut dispatch::Attempt>,
+        upstream: Option<&mut Attempt>,
     ) {
         let mut filters = std::mem::take(&mut self.filters);
         let mut replaced = false;
@@ -656,7 +657,7 @@ impl Stream {
         response: &mut Pump,
         request: &mut Pump,
         responder: &mut Responder,
-        mut upstream: Option<&mut dispatch::Attempt>,
+        mut upstream: Option<&mut Attempt>,
     ) {
         let result = poll_fn(|cx| {
             if let Poll::Ready(gone) = responder.poll_closed(cx)

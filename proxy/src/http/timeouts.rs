@@ -3,6 +3,7 @@
 use super::{RequestHead, grpc, header_names::*};
 use http::{HeaderMap, HeaderName};
 use std::time::Duration;
+use weft_config::route::RetryOn;
 
 /// A request's timeouts; zero is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,7 +17,7 @@ pub struct Timeouts {
     /// A timeout is answered with 204 instead of 504.
     pub alt_response: bool,
     /// A try that times out is not given up while another is under way.
-    hedges: bool,
+    pub hedges: bool,
 }
 
 /// What the route and the router say about timeouts.
@@ -31,6 +32,7 @@ pub struct TimeoutPolicy {
     /// The route has `max_stream_duration`, which puts the two above out of force.
     pub has_max_stream_duration: bool,
     pub respect_expected: bool,
+    pub hedge_on_per_try_timeout: bool,
     /// Write no `x-envoy-expected-rq-timeout-ms`.
     pub suppress_envoy_headers: bool,
 }
@@ -42,7 +44,12 @@ fn milliseconds(headers: &HeaderMap, name: HeaderName) -> Option<Duration> {
 /// Decides the timeouts and rewrites the headers that tell of them.
 pub fn decide(head: &mut RequestHead, policy: &TimeoutPolicy, is_grpc: bool) -> Timeouts {
     let headers = &mut head.headers;
-    let mut timeouts = Timeouts { per_try: policy.per_try, per_try_idle: policy.per_try_idle, ..Timeouts::default() };
+    let mut timeouts = Timeouts {
+        per_try: policy.per_try,
+        per_try_idle: policy.per_try_idle,
+        hedges: policy.hedge_on_per_try_timeout,
+        ..Timeouts::default()
+    };
     if !policy.has_max_stream_duration {
         timeouts.route = match policy.max_grpc_timeout.filter(|_| is_grpc) {
             Some(most) => {
@@ -62,33 +69,18 @@ pub fn decide(head: &mut RequestHead, policy: &TimeoutPolicy, is_grpc: bool) -> 
     if !timeouts.route.is_zero() && timeouts.per_try >= timeouts.route {
         timeouts.per_try = Duration::ZERO;
     }
-    tell(headers, &timeouts, policy, is_grpc);
+    tell(headers, &timeouts, policy, is_grpc, Duration::ZERO);
     timeouts
 }
 
 /// The first of `names` whose value is not what it has to be.
 pub fn malformed<'n>(headers: &HeaderMap, names: &'n [HeaderName]) -> Option<&'n HeaderName> {
-    const ON: &[&str] = &[
-        "5xx",
-        "gateway-error",
-        "connect-failure",
-        "envoy-ratelimited",
-        "retriable-4xx",
-        "refused-stream",
-        "retriable-status-codes",
-        "retriable-headers",
-        "reset",
-        "reset-before-request",
-        "http3-post-connect-failure",
-    ];
-    const GRPC_ON: &[&str] = &["cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"];
     names.iter().find(|name| {
         let Some(value) = headers.get(*name) else { return false };
         let text = value.to_str().unwrap_or_default();
-        let all_of = |known: &[&str]| text.split(',').all(|word| known.contains(&word.trim()));
         !match name.as_str() {
-            "x-envoy-retry-on" => all_of(ON),
-            "x-envoy-retry-grpc-on" => all_of(GRPC_ON),
+            "x-envoy-retry-on" => RetryOn::http(text).1,
+            "x-envoy-retry-grpc-on" => RetryOn::grpc(text).1,
             _ => text.trim().parse::<u64>().is_ok(),
         }
     })
@@ -111,25 +103,21 @@ fn ask(headers: &mut HeaderMap, timeouts: &mut Timeouts, policy: &TimeoutPolicy)
     }
     timeouts.upstream_stream = milliseconds(headers, ENVOY_UPSTREAM_STREAM_DURATION_MS);
     timeouts.alt_response = headers.contains_key(ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE);
-    timeouts.hedges = headers.get(ENVOY_HEDGE_ON_PER_TRY_TIMEOUT).is_some_and(|value| value == "true");
-    // These are for this proxy alone.
-    for name in [
-        ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
-        ENVOY_MAX_RETRIES,
-        ENVOY_RETRIABLE_HEADER_NAMES,
-        ENVOY_RETRIABLE_STATUS_CODES,
-        ENVOY_RETRY_GRPC_ON,
-        ENVOY_RETRY_ON,
-        ENVOY_UPSTREAM_ALT_STAT_NAME,
-        ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE,
-        ENVOY_UPSTREAM_STREAM_DURATION_MS,
-    ] {
+    match headers.get(ENVOY_HEDGE_ON_PER_TRY_TIMEOUT).map(|value| value.as_bytes()) {
+        Some(b"true") => timeouts.hedges = true,
+        Some(b"false") => timeouts.hedges = false,
+        _ => {}
+    }
+    // These are for this proxy alone; those that ask for retries are taken out where retries are decided.
+    for name in
+        [ENVOY_UPSTREAM_ALT_STAT_NAME, ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE, ENVOY_UPSTREAM_STREAM_DURATION_MS]
+    {
         headers.remove(name);
     }
 }
 
-/// Writes the expected timeout into the headers.
-fn tell(headers: &mut HeaderMap, timeouts: &Timeouts, policy: &TimeoutPolicy, is_grpc: bool) {
+/// Writes the expected timeout into the headers, after `elapsed` of the route's.
+pub fn tell(headers: &mut HeaderMap, timeouts: &Timeouts, policy: &TimeoutPolicy, is_grpc: bool, elapsed: Duration) {
     let mut expected = timeouts.per_try;
     if expected.is_zero() || timeouts.hedges {
         expected = timeouts.route;
@@ -138,7 +126,8 @@ fn tell(headers: &mut HeaderMap, timeouts: &Timeouts, policy: &TimeoutPolicy, is
         return;
     }
     if !timeouts.route.is_zero() {
-        expected = expected.min(timeouts.route);
+        // None left would read as no limit.
+        expected = expected.min(timeouts.route.saturating_sub(elapsed)).max(Duration::from_millis(1));
     }
     let milliseconds = expected.as_millis() as u64;
     if !policy.suppress_envoy_headers {

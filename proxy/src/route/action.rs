@@ -37,6 +37,7 @@ pub struct Forward {
     pub include_attempt_count: bool,
     /// What hosts' metadata must have; weighted clusters have their own.
     pub metadata_match: Option<MetadataMatch>,
+    pub include_is_timeout_retry: bool,
     /// Make the new host and path, where formats do.
     pub(super) host_format: Option<Format>,
     pub(super) path_format: Option<Format>,
@@ -101,6 +102,7 @@ impl Compiler<'_> {
                     metadata_match: MetadataMatch::compile(&action.metadata_match, None),
                     mirrors: action.mirrors.iter().map(|mirror| self.mirror(mirror, cx)).collect(),
                     include_attempt_count: self.host.include_request_attempt_count,
+                    include_is_timeout_retry: self.host.include_is_timeout_retry_header,
                     host_format: match &action.host_rewrite {
                         config::HostRewrite::Format(text) => {
                             cx.field("host_rewrite", |cx| Format::compile_log_text(text, cx))

@@ -96,6 +96,7 @@ stats! {
         lazy_codes canary_upstream_rq as "canary.upstream_rq",
         lazy_codes external_upstream_rq as "external.upstream_rq",
         lazy_codes internal_upstream_rq as "internal.upstream_rq",
+        lazy_codes retry_upstream_rq as "retry.upstream_rq",
         counter upstream_rq_0rtt,
         counter upstream_rq_active_overflow,
         counter upstream_rq_cancelled,

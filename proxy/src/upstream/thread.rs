@@ -768,6 +768,11 @@ impl ThreadHost {
         if status >= 500 { &state.rq_error } else { &state.rq_success }.fetch_add(1, Relaxed);
     }
 
+    /// Counts a request that failed, or whose answer was not good enough.
+    pub fn count_error(&self) {
+        self.host.state.rq_error.fetch_add(1, Relaxed);
+    }
+
     /// Counts a request that the host did not answer in time.
     pub fn count_timeout(&self) {
         self.host.state.rq_timeout.fetch_add(1, Relaxed);
