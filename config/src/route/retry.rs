@@ -1,11 +1,8 @@
 //! When a failed try is made again, and where (`envoy.config.route.v3.RetryPolicy`, `HedgePolicy`).
 
-use crate::{
-    Context,
-    header_matcher::HeaderMatcher,
-    metadata::{self, Metadata},
-};
+use crate::{Context, header_matcher::HeaderMatcher, metadata};
 use http::HeaderName;
+use serde_json::{Map, Value};
 use std::{ops::BitOr, time::Duration};
 use weft_control_api::envoy::{
     config::route::v3 as pb,
@@ -145,8 +142,8 @@ pub enum RetryHostPredicate {
     /// It was tried already.
     PreviousHosts,
     OmitCanary,
-    /// It has all of this metadata.
-    OmitMetadata(Metadata),
+    /// It has all of this in its metadata `envoy.lb`.
+    OmitLabels(Map<String, Value>),
 }
 
 /// Priorities that were tried count for nothing.
@@ -254,8 +251,12 @@ impl RetryHostPredicate {
             "envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate" => Some(Self::OmitCanary),
             "envoy.extensions.retry.host.omit_host_metadata.v3.OmitHostMetadataConfig" => {
                 let OmitHostMetadataConfig { metadata_match } = cx.unpack("typed_config", &any)?;
-                let found = cx.field("typed_config", |cx| metadata::from_proto("metadata_match", metadata_match, cx));
-                Some(Self::OmitMetadata(found))
+                let mut found =
+                    cx.field("typed_config", |cx| metadata::from_proto("metadata_match", metadata_match, cx));
+                let labels = found.remove("envoy.lb").unwrap_or_default();
+                // No other metadata says what a host is in load balancing.
+                cx.ignored_if("typed_config.metadata_match", !found.is_empty());
+                Some(Self::OmitLabels(labels))
             }
             other => {
                 cx.problem_at("typed_config", format!("found {other:?}, which is not supported"));

@@ -8,7 +8,7 @@ macro_rules! flags {
         pub enum ResponseFlag { $($name,)* }
 
         impl ResponseFlag {
-            /// All flags in the order in which Envoy prints them.
+            /// All flags.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
             /// `%RESPONSE_FLAGS%`.
@@ -57,24 +57,51 @@ flags! {
     UnconditionalDropOverload "UDO" "UnconditionalDropOverload",
 }
 
-/// The set of flags of one stream.
+/// The flags of one stream, in the order in which they were set: so Envoy prints them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ResponseFlags(u64);
+pub struct ResponseFlags {
+    set: u64,
+    /// Plus one each; more than these keep no order.
+    order: [u8; 8],
+}
 
 impl ResponseFlags {
     pub fn set(&mut self, flag: ResponseFlag) {
-        self.0 |= 1 << flag as u8;
+        if self.has(flag) {
+            return;
+        }
+        self.set |= 1 << flag as u8;
+        if let Some(seat) = self.order.iter_mut().find(|seat| **seat == 0) {
+            *seat = flag as u8 + 1;
+        }
     }
 
     pub fn has(self, flag: ResponseFlag) -> bool {
-        self.0 & (1 << flag as u8) != 0
+        self.set & (1 << flag as u8) != 0
     }
 
     pub fn is_empty(self) -> bool {
-        self.0 == 0
+        self.set == 0
     }
 
     pub fn iter(self) -> impl Iterator<Item = ResponseFlag> {
-        ResponseFlag::ALL.iter().copied().filter(move |flag| self.has(*flag))
+        let ordered =
+            self.order.into_iter().filter_map(|seat| ResponseFlag::ALL.get(usize::from(seat).wrapping_sub(1)));
+        let is_rest = move |flag: &&ResponseFlag| self.has(**flag) && !self.order.contains(&(**flag as u8 + 1));
+        ordered.chain(ResponseFlag::ALL.iter().filter(is_rest)).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_told_in_the_order_in_which_they_were_set() {
+        let mut flags = ResponseFlags::default();
+        let mut some: Vec<_> = ResponseFlag::ALL.iter().copied().take(10).collect();
+        some.swap(0, 7);
+        some.iter().chain(&some).for_each(|flag| flags.set(*flag));
+        assert_eq!(flags.iter().collect::<Vec<_>>(), some);
     }
 }

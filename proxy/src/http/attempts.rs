@@ -5,6 +5,8 @@
 //! good response wins, and the other tries are reset. Invariant: at most one try is being sent to; those left running have got
 //! the whole request.
 
+mod elsewhere;
+
 use super::{
     Body, ResponseEvent, ResponseHead,
     deadlines::{Deadline, Deadlines},
@@ -21,11 +23,9 @@ use crate::{
     base::{ResponseFlag, StreamError, clock},
     observe::StreamInfo,
     route::Forward,
-    upstream::{
-        Host, LbContext, PriorityLoads, ProtocolChoice, RetryContext, ServerNames, StreamRequest, ThreadCluster,
-        ThreadHost, UpstreamConnection,
-    },
+    upstream::{LbContext, ProtocolChoice, ServerNames, StreamRequest, ThreadCluster, ThreadHost, UpstreamConnection},
 };
+use elsewhere::Elsewhere;
 use http::HeaderValue;
 use std::{
     future::{Future, poll_fn},
@@ -34,7 +34,6 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use weft_config::route::RetryHostPredicate;
 
 /// So many bytes of a request's body are kept until the response begins, in case its kept-alive connection turns out to
 /// have been closed.
@@ -98,15 +97,6 @@ pub struct Tries<'a> {
     elsewhere: Elsewhere,
 }
 
-/// Where a retry does not go, of what was tried already.
-#[derive(Default)]
-struct Elsewhere {
-    /// The priorities of the hosts that were tried.
-    tried: Vec<u32>,
-    excluded: Vec<bool>,
-    loads: Option<PriorityLoads>,
-}
-
 impl<'a> Tries<'a> {
     pub fn new(
         cluster: &'a Rc<ThreadCluster>,
@@ -126,8 +116,8 @@ impl<'a> Tries<'a> {
         responder: &mut Responder,
     ) -> Result<Answered, Answer> {
         let mut replays = 0;
+        let mut outcome = self.make(stream, request, responder).await;
         loop {
-            let outcome = self.make(stream, request, responder).await;
             // A kept-alive connection was closed before the upstream had seen the request: nothing is lost.
             if let Outcome::Failed { error, was_reused: true, .. } = &outcome
                 && error.retry_is_safe
@@ -136,6 +126,7 @@ impl<'a> Tries<'a> {
             {
                 replays += 1;
                 request.rewind();
+                outcome = self.make(stream, request, responder).await;
                 continue;
             }
             let is_timeout = matches!(
@@ -151,6 +142,7 @@ impl<'a> Tries<'a> {
                     }
                     self.prepare(stream, is_timeout);
                     request.rewind();
+                    outcome = self.make(stream, request, responder).await;
                     continue;
                 }
                 Verdict::No => {}
@@ -158,15 +150,16 @@ impl<'a> Tries<'a> {
                 Verdict::LimitExceeded => stream.info.set_flag(ResponseFlag::UpstreamRetryLimitExceeded),
             }
             return match outcome {
+                // It may take as long as the route's timeout says.
+                Outcome::Interrupted(Some(attempt), _) if is_timeout && self.timeouts.hedges => {
+                    outcome = self.wait(stream, attempt, request, responder).await;
+                    continue;
+                }
                 Outcome::Older(answered) => {
                     request.finish();
                     Ok(answered)
                 }
                 Outcome::NoHost => Err(no_host(stream)),
-                Outcome::Interrupted(Some(attempt), _) if is_timeout && self.timeouts.hedges => {
-                    self.older.push(attempt);
-                    self.older_alone(stream, request, responder).await
-                }
                 Outcome::Interrupted(attempt, interrupt) => {
                     let host = attempt.map(|attempt| attempt.host);
                     Err(timed_out(stream, self.cluster, host.as_deref(), interrupt, self.timeouts, request))
@@ -227,7 +220,8 @@ impl<'a> Tries<'a> {
     }
 
     /// Writes into the request what the next try is to say of itself.
-    fn prepare(&self, stream: &mut Stream, is_timeout: bool) {
+    fn prepare(&mut self, stream: &mut Stream, is_timeout: bool) {
+        self.retries.iter_mut().for_each(Retries::begins);
         stream.info.attempt_count += 1;
         let headers = &mut stream.request.headers;
         if self.forward.include_attempt_count {
@@ -283,7 +277,12 @@ impl<'a> Tries<'a> {
             dynamic_metadata: Some(&stream.info.dynamic_metadata),
             ..LbContext::default()
         };
-        let Some(host) = self.pick(context, &stream.info) else { return Outcome::NoHost };
+        let policy = self.retries.as_ref().and_then(Retries::policy);
+        let chosen = match policy {
+            Some(policy) => self.elsewhere.choose(self.cluster, policy, context, &stream.info),
+            None => self.cluster.choose_host(&context),
+        };
+        let Some(host) = chosen else { return Outcome::NoHost };
         if let Some(route) = stream.route.clone() {
             let keep = !connection.manager.router.suppress_envoy_headers;
             route.rewrite_host_to(&mut stream.request, &host.host().hostname, keep);
@@ -306,15 +305,15 @@ impl<'a> Tries<'a> {
                 return Poll::Ready(Ok(opened));
             }
             if let Poll::Ready(answered) = self.poll_older(cx, stream) {
-                return Poll::Ready(Err(Outcome::Older(answered)));
+                return Poll::Ready(Err(Box::new(Outcome::Older(answered))));
             }
-            poll_interrupt(cx, stream, responder).map(|interrupt| Err(Outcome::Interrupted(None, interrupt)))
+            poll_interrupt(cx, stream, responder).map(|interrupt| Err(Box::new(Outcome::Interrupted(None, interrupt))))
         })
         .await;
         let (upstream, connection) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(error)) => return Outcome::Failed { host, error, was_reused: false },
-            Err(outcome) => return outcome,
+            Err(outcome) => return *outcome,
         };
         stream.info.points.upstream_connect_end = Some(clock::now());
         let longest = self.timeouts.upstream_stream.or(self.cluster.info().config.http.common.max_stream_duration);
@@ -328,38 +327,7 @@ impl<'a> Tries<'a> {
         self.exchange(stream, attempt, request, responder).await
     }
 
-    /// The host for the next try; a retry goes elsewhere, as far as its policy says so and there is somewhere.
-    fn pick(&mut self, mut context: LbContext<'_>, info: &StreamInfo) -> Option<Rc<ThreadHost>> {
-        let policy = self.retries.as_ref().and_then(Retries::policy);
-        let Some(policy) = policy.filter(|policy| policy.priority.is_some() || !policy.host_predicates.is_empty()) else {
-            return self.cluster.choose_host(&context);
-        };
-        if let Some(previous) = &policy.priority {
-            self.elsewhere.update(self.cluster, previous.update_frequency);
-        }
-        let attempted = &info.upstream.attempted;
-        let should_select_another = |host: &Host| {
-            policy.host_predicates.iter().any(|predicate| match predicate {
-                RetryHostPredicate::PreviousHosts => attempted.contains(&host.address),
-                RetryHostPredicate::OmitCanary => host.is_canary(),
-                RetryHostPredicate::OmitMetadata(unwanted) => host.has_metadata(unwanted),
-            })
-        };
-        if info.attempt_count > 1 {
-            context.retry = Some(RetryContext {
-                should_select_another: &should_select_another,
-                max_attempts: policy.host_selection_max_attempts,
-                loads: self.elsewhere.loads.as_ref(),
-            });
-        }
-        let host = self.cluster.choose_host(&context)?;
-        if policy.priority.is_some() {
-            self.elsewhere.tried.push(host.host().priority);
-        }
-        Some(host)
-    }
-
-    /// Sends the request and waits for the response's head; 1xx go to the client at once.
+    /// Sends the request and waits for the response's head.
     async fn exchange(
         &mut self,
         stream: &mut Stream,
@@ -382,6 +350,17 @@ impl<'a> Tries<'a> {
             request.finish();
             self.sent(stream, &mut attempt);
         }
+        self.wait(stream, attempt, request, responder).await
+    }
+
+    /// Waits for the response's head, while the request goes out; 1xx go to the client at once.
+    async fn wait(
+        &mut self,
+        stream: &mut Stream,
+        mut attempt: Attempt,
+        request: &mut Pump,
+        responder: &mut Responder,
+    ) -> Outcome {
         let mut write_failed = false;
         let mut came = poll_fn(|cx| {
             if let Poll::Ready(gone) = responder.poll_closed(cx) {
@@ -501,23 +480,6 @@ impl<'a> Tries<'a> {
                 Err(timed_out(stream, self.cluster, host.as_deref(), interrupt, self.timeouts, request))
             }
         }
-    }
-}
-
-impl Elsewhere {
-    /// Leaves the priorities out that were tried, after every `frequency` tries.
-    fn update(&mut self, cluster: &ThreadCluster, frequency: u32) {
-        if self.tried.is_empty() || self.tried.len() % frequency as usize != 0 {
-            return;
-        }
-        for priority in &self.tried {
-            let priority = *priority as usize;
-            if self.excluded.len() <= priority {
-                self.excluded.resize(priority + 1, false);
-            }
-            self.excluded[priority] = true;
-        }
-        self.loads = cluster.loads_without(&mut self.excluded);
     }
 }
 

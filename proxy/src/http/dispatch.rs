@@ -311,7 +311,7 @@ pub(super) fn timed_out(
         }
         Interrupt::Deadline(Deadline::PerTryIdle) => {
             cluster.stats().upstream_rq_per_try_idle_timeout.inc();
-            ("upstream request timeout", "upstream_per_try_idle_timeout", ResponseFlag::StreamIdleTimeout)
+            ("upstream request timeout", "upstream_per_try_idle_timeout", ResponseFlag::UpstreamRequestTimeout)
         }
         Interrupt::Deadline(Deadline::UpstreamMaxStreamDuration) => {
             cluster.stats().upstream_rq_max_duration_reached.inc();

@@ -194,10 +194,10 @@ impl Retries {
 
     fn decide(&mut self, wanted: bool, runtime: &RuntimeSnapshot) -> Verdict {
         let stats = self.cluster.stats();
-        if self.place.take().is_some() && !wanted {
-            stats.upstream_rq_retry_success.inc();
-        }
         if !wanted {
+            if self.place.take().is_some() {
+                stats.upstream_rq_retry_success.inc();
+            }
             return Verdict::No;
         }
         if self.left == 0 {
@@ -205,6 +205,7 @@ impl Retries {
             return Verdict::LimitExceeded;
         }
         self.left -= 1;
+        self.place = None;
         let info = self.cluster.info();
         if !info.breakers.of(self.priority).try_retry() {
             stats.upstream_rq_retry_overflow.inc();
@@ -216,18 +217,23 @@ impl Retries {
             return Verdict::No;
         }
         self.place = Some(place);
-        stats.upstream_rq_retry.inc();
         Verdict::Again
+    }
+
+    /// The wait is over, and the retry is made.
+    pub fn begins(&mut self) {
+        let stats = self.cluster.stats();
+        stats.upstream_rq_retry.inc();
+        let asked = self.wait.take().is_some();
+        if asked { &stats.upstream_rq_retry_backoff_ratelimited } else { &stats.upstream_rq_retry_backoff_exponential }
+            .inc();
     }
 
     /// How long to wait before the retry that was decided.
     pub fn back_off(&mut self, runtime: &RuntimeSnapshot) -> Duration {
-        let stats = self.cluster.stats();
-        if let Some(wait) = self.wait.take() {
-            stats.upstream_rq_retry_backoff_ratelimited.inc();
+        if let Some(wait) = self.wait {
             return wait + wait.mul_f64(fastrand::f64() / 2.0);
         }
-        stats.upstream_rq_retry_backoff_exponential.inc();
         let policy = self.policy.as_deref();
         let base = || match policy {
             Some(policy) if policy.base_interval != DEFAULT_BASE => policy.base_interval,

@@ -128,13 +128,13 @@ impl Host {
         canary.and_then(serde_json::Value::as_bool).unwrap_or_default()
     }
 
-    /// True if the host has all of this metadata.
-    pub fn has_metadata(&self, wanted: &weft_config::metadata::Metadata) -> bool {
-        let has = |name: &String, fields: &serde_json::Map<String, serde_json::Value>| {
-            let own = self.metadata.as_ref().and_then(|metadata| metadata.get(name.as_str()));
-            fields.iter().all(|(key, value)| own.is_some_and(|own| own.get(key) == Some(value)))
-        };
-        wanted.iter().all(|(name, fields)| has(name, fields))
+    /// True if the host's metadata `envoy.lb` has all of `labels`; of a list, one element is enough.
+    pub fn has_labels(&self, labels: &serde_json::Map<String, serde_json::Value>) -> bool {
+        let own = self.metadata.as_ref().and_then(|metadata| metadata.get("envoy.lb"));
+        labels.iter().all(|(key, wanted)| match own.and_then(|own| own.get(key)) {
+            Some(serde_json::Value::Array(list)) => list.contains(wanted),
+            found => found == Some(wanted),
+        })
     }
 
     fn is_as(&self, other: &Self) -> bool {

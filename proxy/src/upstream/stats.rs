@@ -180,7 +180,9 @@ impl StatGroup for BreakerStats {
                 ("rq_retry", "retries", retries.current(), resources.max_retries()),
             ];
             for (name, left, current, max) in all {
-                show(format!("circuit_breakers.{priority}.{name}_open"), u64::from(current >= max));
+                // Envoy looks when something is taken or given back: a breaker that lets nothing pass never shows as open.
+                let open = current >= max && current > 0;
+                show(format!("circuit_breakers.{priority}.{name}_open"), u64::from(open));
                 if *track_remaining {
                     show(format!("circuit_breakers.{priority}.remaining_{left}"), max.saturating_sub(current).into());
                 }
