@@ -7,9 +7,10 @@ use std::{
         Mutex,
         atomic::{AtomicU32, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
-use weft_tests::{Client, Proxy, Reply, Seen, Upstream, differential, free_port, until, yaml};
+use weft_tests::{Client, Proxy, Reply, Response, Seen, Upstream, differential, free_port, until, yaml};
 
 const PREVIOUS_HOSTS: &str = "{name: p, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.\
                               PreviousHostsPredicate}}";
@@ -39,7 +40,7 @@ fn answer(word: &str, seen: &Seen) -> Reply {
     }
     let word = match word.strip_prefix("wait ").and_then(|rest| rest.split_once(' ')) {
         Some((milliseconds, rest)) => {
-            std::thread::sleep(Duration::from_millis(milliseconds.parse().expect("a number")));
+            thread::sleep(Duration::from_millis(milliseconds.parse().expect("a number")));
             rest
         }
         None => word,
@@ -51,10 +52,17 @@ fn answer(word: &str, seen: &Seen) -> Reply {
     Reply::Message(status, headers.collect(), seen.body.clone())
 }
 
-/// Sends one request with this script; the id is made here.
-fn ask(port: u16, path: &str, script: &str, headers: &str, body: &str) -> Option<weft_tests::Response> {
+/// Sends one request with this script, under an id of its own.
+fn ask(port: u16, path: &str, script: &str, headers: &str, body: &str) -> Option<Response> {
+    ask_as(&new_id(), port, path, script, headers, body)
+}
+
+fn new_id() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    NEXT.fetch_add(1, Ordering::Relaxed).to_string()
+}
+
+fn ask_as(id: &str, port: u16, path: &str, script: &str, headers: &str, body: &str) -> Option<Response> {
     let mut client = Client::connect(("127.0.0.1", port))?;
     let method = if body.is_empty() { "GET" } else { "POST" };
     client.send(format!(
@@ -75,18 +83,30 @@ struct Outcome {
 
 const TOLD: [&str; 3] = ["x-flags", "x-envoy-attempt-count", "x-envoy-overloaded"];
 
-fn outcome(upstreams: &[&Upstream], port: u16, case: (&str, &str, &str)) -> Outcome {
-    let (path, script, headers) = case;
-    upstreams.iter().for_each(|upstream| drop(upstream.take()));
-    let response = ask(port, path, script, headers, "").expect("an answer");
+/// Path, script, headers.
+type Case = (&'static str, &'static str, &'static str);
+
+/// Sends all the requests at once, so that those that wait do so together.
+fn outcomes(upstream: &Upstream, port: u16, cases: &[Case]) -> Vec<Outcome> {
+    let responses: Vec<(String, Response)> = thread::scope(|scope| {
+        let ask = |(path, script, headers): Case| {
+            let id = new_id();
+            let response = ask_as(&id, port, path, script, headers, "").expect("an answer");
+            (id, response)
+        };
+        let all: Vec<_> = cases.iter().map(|case| scope.spawn(move || ask(*case))).collect();
+        all.into_iter().map(|one| one.join().expect("it asked")).collect()
+    });
+    let seen = upstream.take();
     let own = ["x-envoy-attempt-count", "x-envoy-is-timeout-retry", "x-envoy-retry-on", "x-envoy-max-retries"];
     let say = |seen: &Seen| own.map(|name| seen.header(name).unwrap_or("-").to_owned()).join(" ");
-    Outcome {
+    let outcome = |((path, script, headers), (id, response)): (&Case, (String, Response))| Outcome {
         case: format!("{path} {script} {headers}"),
         status: response.status,
         told: TOLD.map(|name| response.header(name).map(str::to_owned)).to_vec(),
-        tries: upstreams.iter().flat_map(|upstream| upstream.take().iter().map(say).collect::<Vec<_>>()).collect(),
-    }
+        tries: seen.iter().filter(|seen| seen.header("id") == Some(&id)).map(say).collect(),
+    };
+    cases.iter().zip(responses).map(outcome).collect()
 }
 
 /// The cluster's counters about retries, those that are not zero.
@@ -123,15 +143,14 @@ fn config(port: u16, routes: &[String], host_fields: &str, clusters: &[String]) 
 }
 
 /// Asks for each case and compares with Envoy, counters too.
-fn compare(routes: &[String], host_fields: &str, cases: &[(&str, &str, &str)]) {
+fn compare(routes: &[String], host_fields: &str, cases: &[Case]) {
     let upstream = scripted();
     let port = free_port();
+    let breakers = "circuit_breakers: {thresholds: [{max_retries: 1000}]}, connect_timeout";
+    let cluster = yaml::cluster("u", upstream.port()).replacen("connect_timeout", breakers, 1);
     differential(
-        || config(port, routes, host_fields, &[yaml::cluster("u", upstream.port())]),
-        |proxy| {
-            let outcomes: Vec<_> = cases.iter().map(|case| outcome(&[&upstream], port, *case)).collect();
-            (outcomes, counters(proxy))
-        },
+        || config(port, routes, host_fields, std::slice::from_ref(&cluster)),
+        |proxy| (outcomes(&upstream, port, cases), counters(proxy)),
     );
 }
 
@@ -263,42 +282,42 @@ fn a_virtual_hosts_policy_is_inherited() {
 #[test]
 fn timeouts_of_tries_are_alike() {
     let routes = [
-        retry("/hedged", "5xx", "num_retries: 1, per_try_timeout: 0.4s").replacen(
+        retry("/hedged", "5xx", "num_retries: 1, per_try_timeout: 1s").replacen(
             "route: {",
             "route: {hedge_policy: {hedge_on_per_try_timeout: true}, ",
             1,
         ),
-        retry("/last", "5xx", "num_retries: 0, per_try_timeout: 0.4s").replacen(
+        retry("/last", "5xx", "num_retries: 0, per_try_timeout: 1s").replacen(
             "route: {",
             "route: {hedge_policy: {hedge_on_per_try_timeout: true}, ",
             1,
         ),
-        retry("/idle", "5xx", "num_retries: 1, per_try_idle_timeout: 0.4s"),
-        retry("/connect", "connect-failure", "num_retries: 1, per_try_timeout: 0.4s"),
-        retry("/whole", "5xx", "num_retries: 9, per_try_timeout: 0.4s, retry_back_off: {base_interval: 0.001s}")
-            .replacen("route: {", "route: {timeout: 0.9s, ", 1),
-        retry("/", "5xx", "num_retries: 1, per_try_timeout: 0.4s"),
+        retry("/idle", "5xx", "num_retries: 1, per_try_idle_timeout: 1s"),
+        retry("/connect", "connect-failure", "num_retries: 1, per_try_timeout: 1s"),
+        retry("/whole", "5xx", "num_retries: 9, per_try_timeout: 1s, retry_back_off: {base_interval: 0.001s}")
+            .replacen("route: {", "route: {timeout: 2.2s, ", 1),
+        retry("/", "5xx", "num_retries: 1, per_try_timeout: 1s"),
     ];
     let cases = [
-        ("/", "wait 900 200|200", ""),
-        ("/", "wait 900 200", ""),
+        ("/", "wait 2500 200|200", ""),
+        ("/", "wait 2500 200", ""),
         ("/", "wait 100 503|200", ""),
-        ("/connect", "wait 900 200|200", ""),
-        ("/idle", "wait 900 200|200", ""),
-        ("/idle", "wait 900 200", ""),
+        ("/connect", "wait 2500 200|200", ""),
+        ("/idle", "wait 2500 200|200", ""),
+        ("/idle", "wait 2500 200", ""),
         // The first try answers before the second does.
-        ("/hedged", "wait 700 200;x-envoy-overloaded=first|wait 3000 200", ""),
-        ("/hedged", "wait 1500 200|200;x-envoy-overloaded=second", ""),
-        ("/hedged", "wait 1500 200;x-envoy-overloaded=first|503", ""),
-        ("/hedged", "wait 700 503|wait 900 200;x-envoy-overloaded=second", ""),
-        ("/hedged", "wait 700 503|wait 900 503", ""),
-        ("/hedged", "wait 700 404;x-envoy-overloaded=first|wait 900 200", ""),
-        ("/last", "wait 700 200;x-envoy-overloaded=first", ""),
-        ("/last", "wait 700 503", ""),
-        ("/", "wait 900 200|200", "x-envoy-hedge-on-per-try-timeout: true\r\n"),
-        ("/hedged", "wait 900 200|200", "x-envoy-hedge-on-per-try-timeout: false\r\n"),
-        ("/", "wait 500 200|200", "x-envoy-upstream-rq-per-try-timeout-ms: 2000\r\n"),
-        ("/", "wait 500 200|200", "x-envoy-upstream-rq-per-try-timeout-ms: 100\r\n"),
+        ("/hedged", "wait 1600 200;x-envoy-overloaded=first|wait 6000 200", ""),
+        ("/hedged", "wait 3500 200|200;x-envoy-overloaded=second", ""),
+        ("/hedged", "wait 3500 200;x-envoy-overloaded=first|503", ""),
+        ("/hedged", "wait 1600 503|wait 2500 200;x-envoy-overloaded=second", ""),
+        ("/hedged", "wait 1600 503|wait 2500 503", ""),
+        ("/hedged", "wait 1600 404;x-envoy-overloaded=first|wait 2500 200", ""),
+        ("/last", "wait 1600 200;x-envoy-overloaded=first", ""),
+        ("/last", "wait 1600 503", ""),
+        ("/", "wait 2500 200|200", "x-envoy-hedge-on-per-try-timeout: true\r\n"),
+        ("/hedged", "wait 2500 200|200", "x-envoy-hedge-on-per-try-timeout: false\r\n"),
+        ("/", "wait 1300 200|200", "x-envoy-upstream-rq-per-try-timeout-ms: 5000\r\n"),
+        ("/", "wait 1300 200|200", "x-envoy-upstream-rq-per-try-timeout-ms: 400\r\n"),
     ];
     compare(&routes, "include_request_attempt_count: true, include_is_timeout_retry_header: true,", &cases);
     // How many tries there is time for is chance: what counts is that the route's timeout ends them.
@@ -307,7 +326,7 @@ fn timeouts_of_tries_are_alike() {
     differential(
         || config(port, &routes, "", &[yaml::cluster("u", upstream.port())]),
         |proxy| {
-            let response = ask(port, "/whole", "wait 2000 200", "", "").expect("an answer");
+            let response = ask(port, "/whole", "wait 5000 200", "", "").expect("an answer");
             (
                 response.status,
                 response.header("x-flags").map(str::to_owned),
@@ -492,8 +511,7 @@ fn a_budget_holds_retries_back() {
         yaml::cluster("u", upstream.port()).replacen("connect_timeout", &format!("{breakers}connect_timeout"), 1);
     let config = || config(port, &[retry("/", "5xx", "")], "", std::slice::from_ref(&cluster));
     differential(config, |proxy| {
-        let outcomes = [("/", "503|200", ""), ("/", "reset|200", "")].map(|case| outcome(&[&upstream], port, case));
-        (outcomes, counters(proxy))
+        (outcomes(&upstream, port, &[("/", "503|200", ""), ("/", "reset|200", "")]), counters(proxy))
     });
 }
 
