@@ -1,7 +1,7 @@
 //! HTTP: messages, bodies, the codecs of both versions on both sides, and the connection manager.
 
-pub mod balancing;
 pub mod attempts;
+pub mod balancing;
 pub mod body;
 pub mod client_cert;
 pub mod codec;

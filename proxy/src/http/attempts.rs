@@ -275,6 +275,9 @@ impl<'a> Tries<'a> {
             connection: Some(&connection.info),
             request: Some(&stream.request),
             dynamic_metadata: Some(&stream.info.dynamic_metadata),
+            hash: stream.balancing.hash,
+            metadata_match: stream.balancing.metadata_match(stream.route.as_deref()),
+            attempt: stream.info.attempt_count.saturating_sub(1),
             ..LbContext::default()
         };
         let policy = self.retries.as_ref().and_then(Retries::policy);

@@ -5,8 +5,8 @@
 
 use super::{
     BadRequest, Body, BodySource, Protocol, RequestHead, ResponseHead,
-    balancing::Balancing,
     attempts::Attempt,
+    balancing::Balancing,
     client_cert,
     connection::HttpConnection,
     deadlines::{Deadline, Deadlines},
