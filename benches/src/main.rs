@@ -88,7 +88,7 @@ impl Options {
     fn lengths(&self) -> Lengths {
         let ms = Duration::from_millis;
         let lengths = if self.quick {
-            Lengths { rounds: 2, few: 1, warm: ms(100), closed: ms(350), open: ms(1000), starts: 1, most: 1_000 }
+            Lengths { rounds: 2, few: 1, warm: ms(50), closed: ms(150), open: ms(500), starts: 1, most: 1_000 }
         } else {
             Lengths { rounds: 5, few: 2, warm: ms(200), closed: ms(800), open: ms(2500), starts: 3, most: 10_000 }
         };

@@ -16,7 +16,7 @@ impl Report<'_> {
     pub fn table(&self) -> String {
         let peers = &self.bench.peers;
         let versions: Vec<_> = peers.iter().map(|peer| format!("{} {}", peer.name, peer.version)).collect();
-        let mut text = format!("{}; {}; {} rounds\n\n", self.machine, versions.join(", "), self.bench.lengths.rounds);
+        let mut text = format!("{}; {}; rounds: {}\n\n", self.machine, versions.join(", "), self.bench.lengths.rounds);
         let baseline = peers.iter().any(|peer| peer.name == BASELINE);
         let others: Vec<_> = OTHERS.into_iter().chain(baseline.then_some(BASELINE)).collect();
         let _ = writeln!(
