@@ -180,19 +180,13 @@ impl Listener {
         cx.unsupported_if("udp_listener_config", udp_listener_config.is_some());
         let is_internal = listener_specifier.is_some();
         use pb::listener::connection_balance_config::BalanceType;
-        let exact_balance = match connection_balance_config.and_then(|p| p.balance_type) {
-            // The kernel balances over REUSEPORT sockets.
-            None => false,
-            Some(BalanceType::ExactBalance(_)) => true,
-            Some(BalanceType::ExtendBalance(_)) => {
-                cx.field("connection_balance_config", |cx| cx.problem_at("extend_balance", "is not supported"));
-                false
-            }
-            Some(BalanceType::CpuLocalityBalance(_)) => {
-                cx.field("connection_balance_config", |cx| cx.problem_at("cpu_locality_balance", "is not supported"));
-                false
-            }
-        };
+        let balance = connection_balance_config.and_then(|p| p.balance_type);
+        // Without one the kernel balances over REUSEPORT sockets.
+        let exact_balance = matches!(balance, Some(BalanceType::ExactBalance(_)));
+        cx.field("connection_balance_config", |cx| {
+            cx.unsupported_if("extend_balance", matches!(balance, Some(BalanceType::ExtendBalance(_))));
+            cx.unsupported_if("cpu_locality_balance", matches!(balance, Some(BalanceType::CpuLocalityBalance(_))));
+        });
         cx.ignored_if("bypass_overload_manager", bypass_overload_manager);
         let is_api_listener = api_listener.is_some();
         let mut addresses = Vec::new();
@@ -524,6 +518,29 @@ mod tests {
         let unchanged = Unchanged { chains: vec![Some(1), None], default_chain: true };
         assert_eq!(Unchanged::between(&old, &new), Some(unchanged));
         assert_eq!(Unchanged::between(&old, &pb::Listener { stat_prefix: "x".into(), ..new }), None);
+    }
+
+    #[test]
+    fn balances() {
+        use pb::listener::{
+            ConnectionBalanceConfig,
+            connection_balance_config::{BalanceType, ExactBalance},
+        };
+        let read = |balance_type| {
+            let mut cx = Context::new();
+            let connection_balance_config = Some(ConnectionBalanceConfig { balance_type: Some(balance_type) });
+            let listener = pb::Listener {
+                api_listener: Some(Default::default()),
+                connection_balance_config,
+                ..Default::default()
+            };
+            let read = Listener::from_proto(listener, &mut cx);
+            cx.finish(read.map(|listener| listener.exact_balance)).map(|(exact, _)| exact)
+        };
+        assert_eq!(read(BalanceType::ExactBalance(ExactBalance {})).ok(), Some(true));
+        let problems = read(BalanceType::ExtendBalance(Default::default())).err().unwrap_or_default();
+        let paths: Vec<_> = problems.iter().map(|problem| problem.path.as_str()).collect();
+        assert_eq!(paths, ["connection_balance_config.extend_balance"]);
     }
 
     #[test]

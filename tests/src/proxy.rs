@@ -32,7 +32,15 @@ impl Proxy {
     /// # Panics
     /// It does not get ready; the message holds its log.
     pub fn start(kind: &Kind, bootstrap: &str) -> Self {
-        let proxy = Self::begin(kind, bootstrap, &[]);
+        Self::start_with(kind, bootstrap, &[])
+    }
+
+    /// The same with more arguments.
+    ///
+    /// # Panics
+    /// It does not get ready.
+    pub fn start_with(kind: &Kind, bootstrap: &str, arguments: &[&str]) -> Self {
+        let proxy = Self::begin(kind, bootstrap, arguments);
         until("the proxy to be ready", || {
             proxy.assert_alive();
             get(proxy.admin, "/ready").filter(|r| r.status == 200).map(drop)
@@ -58,7 +66,10 @@ impl Proxy {
         };
         let mut command = Command::new(binary);
         command.arg("-c").arg(&config).args(["--config-yaml", ADMIN, "--admin-address-path"]).arg(&address);
-        command.args(["--concurrency", "1", "--disable-hot-restart", "-l", "info"]);
+        command.args(["--disable-hot-restart", "-l", "info"]);
+        if !arguments.contains(&"--concurrency") {
+            command.args(["--concurrency", "1"]);
+        }
         // Access logs are written at once.
         command.args(["--file-flush-interval-msec", "20"]).args(arguments);
         let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("the proxy starts");

@@ -54,6 +54,17 @@ pub fn python() -> Option<PathBuf> {
     None
 }
 
+/// True if system calls can be watched.
+pub fn strace() -> bool {
+    // Where tracing is forbidden it is there and cannot do anything.
+    let works = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
+    let works = works.is_ok_and(|output| output.status.success());
+    if !works {
+        skipped("there is no strace, or it may not trace");
+    }
+    works
+}
+
 /// The conformance test of HTTP/2.
 pub fn h2spec() -> Option<PathBuf> {
     let found = Some(venv().join("bin/h2spec")).filter(|path| path.is_file());

@@ -272,3 +272,31 @@ fn aborted_connections_leave_nothing_behind() {
     let proxy = Proxy::start(&Kind::Weft, &yaml::bootstrap(&[yaml::tcp_listener("l", port, "u")], &[cluster]));
     aborted_transfers_leave_nothing_behind(&proxy, port);
 }
+
+/// Much went through each of them; then they wait.
+#[test]
+fn idle_connections_hold_no_pipe() {
+    const CONNECTIONS: usize = 60;
+    let upstream = server(|stream| {
+        let mut buffer = [0; 64 << 10];
+        while (&stream).read_exact(&mut buffer).is_ok() && (&stream).write_all(&buffer).is_ok() {}
+    });
+    let port = free_port();
+    let proxy = Proxy::start(
+        &Kind::Weft,
+        &yaml::bootstrap(&[yaml::tcp_listener("l", port, "u")], &[yaml::cluster("u", upstream)]),
+    );
+    let bytes = vec![1; 2 * MIB];
+    let clients: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+            thread::scope(|scope| {
+                scope.spawn(|| (&client).write_all(&bytes));
+                (&client).read_exact(&mut vec![0; bytes.len()]).expect("it comes back");
+            });
+            client
+        })
+        .collect();
+    let pipes = proxy.descriptors("pipe:");
+    assert!((1..=2 * 16).contains(&pipes), "{pipes} ends of pipes for {} connections", clients.len());
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 use weft_tests::{
-    Client, Upstream, differential, free_port,
+    Client, Kind, Proxy, Upstream, differential, free_port,
     hello::{Hello, extension, protocols, records, server_names, vector},
     http, yaml,
 };
@@ -314,4 +314,34 @@ fn an_internal_listener_takes_what_a_cluster_sends() {
         let said = http::at(port, "/").map(|response| response.text());
         (said, proxy.stat("listener.envoy_internal_inner.downstream_cx_total"))
     });
+}
+
+/// Few connections that stay long are what the kernel's own balance fails at.
+#[test]
+fn exact_balance_gives_each_worker_as_many_connections() {
+    let port = free_port();
+    let listener = yaml::http_listener("l", port, "", "{name: v, domains: [\"*\"], routes: []}").replacen(
+        '{',
+        "{connection_balance_config: {exact_balance: {}}, ",
+        1,
+    );
+    let proxy = Proxy::start_with(&Kind::Weft, &yaml::bootstrap(&[listener], &[]), &["--concurrency", "2"]);
+    let open = || {
+        let mut client = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        let hello = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+        std::io::Write::write_all(&mut client, &hello).expect("it is taken");
+        client
+    };
+    let wait = |connections: [u64; 2]| {
+        for (worker, count) in connections.into_iter().enumerate() {
+            proxy.wait_for_stat(&format!("listener.127.0.0.1_{port}.worker_{worker}.downstream_cx_active"), count);
+        }
+    };
+    let mut clients: Vec<_> = (0..8).map(|_| open()).collect();
+    wait([4, 4]);
+    clients.truncate(3);
+    proxy.wait_for_stat(&format!("listener.127.0.0.1_{port}.downstream_cx_active"), 3);
+    clients.extend((0..7).map(|_| open()));
+    wait([5, 5]);
+    assert_eq!(proxy.stat("http.http.downstream_cx_http2_active"), Some(10));
 }
