@@ -383,3 +383,137 @@ fn subsets() {
         },
     );
 }
+
+#[test]
+fn aggregates() {
+    let up = upstreams();
+    let port = free_port();
+    let of = |from: usize, to: usize, sick: &[usize]| -> Vec<String> {
+        let health = |i: usize| if sick.contains(&i) { "health_status: UNHEALTHY," } else { "" };
+        (from..to).map(|i| endpoint(&up[i], health(i), "")).collect()
+    };
+    let no_panic = "common_lb_config: {healthy_panic_threshold: {value: 0}},";
+    let aggregate = |name: &str, fields: &str, members: &str| {
+        format!(
+            "{{name: {name}, connect_timeout: 1s, lb_policy: CLUSTER_PROVIDED, {fields} cluster_type: {{name: \
+             envoy.clusters.aggregate, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.clusters.\
+             aggregate.v3.ClusterConfig, clusters: [{members}]}}}}}}"
+        )
+    };
+    let clusters = [
+        cluster("well", "", &[("", of(0, 2, &[]))]),
+        cluster("ill", no_panic, &[("", of(0, 2, &[0, 1]))]),
+        cluster("so-so", no_panic, &[("", of(0, 2, &[0])), ("priority: 1,", of(2, 3, &[2]))]),
+        cluster("last", no_panic, &[("", of(3, 5, &[]))]),
+        cluster("hashed", "lb_policy: MAGLEV,", &[("", of(3, 6, &[]))]),
+        aggregate("first", "", "well, last"),
+        aggregate("second", no_panic, "ill, missing, last"),
+        aggregate("shared", no_panic, "so-so, last"),
+        aggregate("keyed", no_panic, "ill, hashed"),
+        aggregate("nothing", no_panic, "missing"),
+    ];
+    let names = ["first", "second", "shared", "keyed", "nothing"];
+    let fields = format!(
+        "{HEADER}}}, response_headers_to_add: [{{header: {{key: x-cluster, value: \"%UPSTREAM_CLUSTER%\"}}}}], \
+         metadata: {{"
+    );
+    let config = || yaml::bootstrap(&[yaml::http_listener("l", port, "", &routes(&names, &fields))], &clusters);
+    differential(config, |proxy| {
+        let mut seen = Vec::new();
+        for name in names {
+            let all = answers(port, keys(&format!("/{name}")));
+            let mut client = Client::connect(("127.0.0.1", port)).expect("it listens");
+            let one = client.get(&format!("/{name}"), &[]).expect("an answer");
+            let cluster = one.header("x-cluster").unwrap_or_default().to_owned();
+            let shares = counts(&all);
+            // Chance decides between hosts: who was there, and where all have the same key.
+            let who: Vec<_> = shares.keys().map(ToString::to_string).collect();
+            seen.push(format!("{name}: {who:?} {cluster:?}"));
+            if name == "keyed" {
+                seen.push(format!("{all:?}"));
+            }
+            if name == "shared" {
+                let share = shares.get("b").copied().unwrap_or_default();
+                seen.push(format!("70 %: {}", (110..170).contains(&share)));
+            }
+            let stat = |stat: &str| proxy.stat(&format!("cluster.{name}.{stat}")).unwrap_or_default();
+            let stats = ["upstream_rq_total", "upstream_rq_200", "upstream_rq_completed", "upstream_cx_none_healthy"];
+            seen.push(format!("{:?}", stats.map(stat)));
+        }
+        for name in ["well", "last"] {
+            let stat = |stat: &str| proxy.stat(&format!("cluster.{name}.{stat}")).unwrap_or_default();
+            seen.push(format!("{name} {:?}", ["upstream_rq_200", "upstream_cx_none_healthy"].map(stat)));
+            seen.push(format!("{name} total: {}", stat("upstream_rq_total") > 100));
+        }
+        seen
+    });
+}
+
+#[test]
+fn hosts_that_are_asked_for() {
+    let up = upstreams();
+    let port = free_port();
+    let fallback = "fallback_policy: {policies: [{typed_extension_config: {name: rr, typed_config: {\"@type\": \
+                    type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin}}}]}";
+    let sources = "override_host_sources: [{header: x-one}, {header: x-two}]";
+    let health = |i: usize| if i == 1 { "health_status: UNHEALTHY," } else { "" };
+    let endpoints: Vec<_> = up[..5].iter().enumerate().map(|(i, u)| endpoint(u, health(i), "")).collect();
+    let fields = policy("override_host.OverrideHost", &format!("{sources}, {fallback}"));
+    let at = |i: usize| format!("127.0.0.1:{}", up[i].port());
+    let cases = [
+        vec![("x-one", at(2))],
+        vec![("x-two", at(3))],
+        vec![("x-one", at(2)), ("x-two", at(3))],
+        vec![("x-one", format!("{},{}", at(4), at(2)))],
+        vec![("x-one", format!("10.0.0.1:1, {}", at(2)))],
+        vec![("x-one", "nonsense".to_owned())],
+        vec![("x-one", at(1))],
+        vec![("x-one", at(5))],
+        vec![],
+    ];
+    differential(
+        || {
+            let cluster = cluster("u", &fields, &[("", endpoints.clone())]);
+            yaml::bootstrap(&[yaml::http_listener("l", port, "", &routes(&["u"], ""))], &[cluster])
+        },
+        |_| {
+            let who = |case: &Vec<(&'static str, String)>| {
+                let all = answers(port, (0..12).map(|_| ("/u".to_owned(), case.clone())));
+                counts(&all).into_keys().collect::<Vec<_>>().join(" ")
+            };
+            cases.iter().map(who).collect::<Vec<_>>()
+        },
+    );
+}
+
+#[test]
+fn weights_by_load_reports() {
+    use weft_tests::Reply;
+    // a is half as busy as b by its own account, c says nothing.
+    let reporting = |name: &'static str, utilization: &'static str| {
+        Upstream::start(move |_| {
+            let report = format!("TEXT rps_fractional=1000,application_utilization={utilization}");
+            let headers =
+                if utilization.is_empty() { vec![] } else { vec![("endpoint-load-metrics".to_owned(), report)] };
+            Reply::Message(200, headers, name.as_bytes().to_vec())
+        })
+    };
+    let up = [reporting("a", "0.25"), reporting("b", "0.5"), reporting("c", "")];
+    let port = free_port();
+    let fields = policy(
+        "client_side_weighted_round_robin.ClientSideWeightedRoundRobin",
+        "blackout_period: 0.2s, weight_update_period: 0.1s",
+    );
+    let config =
+        || yaml::bootstrap(&[yaml::http_listener("l", port, "", &routes(&["u"], ""))], &[plain("u", &fields, &up)]);
+    differential(config, |_| {
+        let spread = || -> Vec<usize> {
+            counts(&answers(port, (0..90).map(|_| ("/u".to_owned(), vec![])))).into_values().collect()
+        };
+        let first = spread();
+        until("weights to be known", || (spread()[0] > 33).then_some(()));
+        // c gets the median of 4000 and 2000.
+        let then = spread();
+        (first, then.iter().zip([40, 20, 30]).all(|(n, want)| n.abs_diff(want) <= 3))
+    });
+}

@@ -159,7 +159,7 @@ impl<'a> Tries<'a> {
                     request.finish();
                     Ok(answered)
                 }
-                Outcome::NoHost => Err(no_host(stream)),
+                Outcome::NoHost => Err(no_host(stream, self.cluster)),
                 Outcome::Interrupted(attempt, interrupt) => {
                     let host = attempt.map(|attempt| attempt.host);
                     Err(timed_out(stream, self.cluster, host.as_deref(), interrupt, self.timeouts, request))

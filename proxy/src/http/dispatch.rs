@@ -224,8 +224,9 @@ async fn respond(
 }
 
 /// No host is to be had.
-pub(super) fn no_host(stream: &mut Stream) -> Answer {
+pub(super) fn no_host(stream: &mut Stream, cluster: &ThreadCluster) -> Answer {
     stream.info.set_flag(ResponseFlag::NoHealthyUpstream);
+    cluster.count_local(503, stream.connection.manager.router.dynamic_stats, stream.is_internal);
     let reply = LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream");
     Answer::Local(after_attempt(stream, reply))
 }

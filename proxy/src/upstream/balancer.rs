@@ -258,7 +258,7 @@ impl<'a> Row<'a> {
         let set = self.balancer.hosts().priorities.get(priority)?;
         let table = self.eligible.priorities.get(priority)?.table.as_ref()?;
         let breakers = &self.balancer.cluster.info.breakers;
-        let active = breakers.default.requests.current() + breakers.high.requests.current();
+        let active = || breakers.default.requests.current() + breakers.high.requests.current();
         let of_host = |i: u32| set.hosts.get(i as usize).map_or(0, |host| host.state.rq_active.load(Relaxed));
         Some(Picked { priority, index: table.pick(hash, attempt, active, of_host)? as usize })
     }

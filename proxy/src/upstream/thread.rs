@@ -510,8 +510,12 @@ impl ThreadCluster {
 
     /// One of this cluster's own hosts. `loads`: shares of priorities in place of all others.
     fn choose(&self, context: &LbContext<'_>, loads: Option<&PriorityLoads>) -> Option<Rc<ThreadHost>> {
-        let hosts = self.host_set();
-        match override_host::choose(&hosts, &self.info().config.load_balancing, context) {
+        // Nothing is counted up that all threads share: this is done for each request.
+        let choice = {
+            let cluster = self.cluster.borrow();
+            override_host::choose(&cluster.hosts, &cluster.info.config.load_balancing, context)
+        };
+        match choice {
             Choice::Host(priority, index) => self.host_at(priority, index),
             Choice::Nothing => None,
             Choice::Policy => self.picked(context, loads),

@@ -57,12 +57,12 @@ impl HashTable {
     }
 
     /// The host of a hash. `active`: requests under way in the whole cluster; `of_host`: at one host.
-    pub fn pick(&self, hash: u64, attempt: u32, active: u32, of_host: impl Fn(u32) -> u32) -> Option<u32> {
+    pub fn pick(&self, hash: u64, attempt: u32, active: impl Fn() -> u32, of_host: impl Fn(u32) -> u32) -> Option<u32> {
         let host = match &self.kind {
             Kind::Ring(ring) => ring.pick(hash, attempt),
             Kind::Maglev(table) => table.pick(hash, attempt),
         }?;
-        if self.balance_factor == 0 { Some(host) } else { Some(self.bounded(host, hash, active, of_host)) }
+        if self.balance_factor == 0 { Some(host) } else { Some(self.bounded(host, hash, active(), of_host)) }
     }
 
     /// `host`, or if it has more than its share of the load, one that has not: the same row of hosts for the same hash.
