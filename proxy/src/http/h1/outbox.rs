@@ -186,10 +186,17 @@ impl Outbox {
         self.len = 0;
     }
 
+    #[inline]
     fn take_buffers(&mut self) {
-        if self.queue.capacity() == 0
-            && let Some((side, queue)) = BUFFERS.with_borrow_mut(Vec::pop)
-        {
+        if self.queue.capacity() == 0 {
+            self.take_spare();
+        }
+    }
+
+    /// Apart, so that what is asked with each piece of text stays small.
+    #[inline(never)]
+    fn take_spare(&mut self) {
+        if let Some((side, queue)) = BUFFERS.with_borrow_mut(Vec::pop) {
             (self.side, self.queue) = (side, queue);
         }
     }
