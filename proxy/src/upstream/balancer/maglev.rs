@@ -29,7 +29,10 @@ impl MaglevTable {
         if entries.is_empty() || most_weight <= 0.0 {
             return Self::default();
         }
-        let filling = |entry: &Entry| Filling {
+        // The hosts take their turns by their keys, in whatever order they came.
+        let mut entries: Vec<&Entry> = entries.iter().collect();
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        let filling = |entry: &&Entry| Filling {
             offset: xxh64(&entry.key, 0) % size,
             skip: xxh64(&entry.key, 1) % (size - 1).max(1) + 1,
             next: 0,
@@ -93,6 +96,24 @@ mod tests {
         let weighted = table(&[1.0, 2.0], 17);
         assert_eq!(weighted.per_host, (6, 11));
         assert_eq!(MaglevTable::default().pick(9, 0), None);
+    }
+
+    /// Places of keys in the table that Envoy has for these hosts.
+    #[test]
+    fn the_order_of_hosts_is_of_no_account() {
+        let ports = [27395, 27298, 27348, 27552, 27301, 27491];
+        let entry = |(i, port): (usize, &u16)| Entry {
+            index: i as u32,
+            weight: 1.0 / 6.0,
+            key: format!("127.0.0.1:{port}").into_bytes().into(),
+        };
+        let mut entries: Vec<Entry> = ports.iter().enumerate().map(entry).collect();
+        let table = MaglevTable::new(&entries, 65537);
+        for (key, host) in [("k1183", 4), ("k1939", 5), ("k3562", 0)] {
+            assert_eq!(table.pick(xxh64(key.as_bytes(), 0), 0), Some(host), "{key}");
+        }
+        entries.reverse();
+        assert_eq!(MaglevTable::new(&entries, 65537).places, table.places);
     }
 
     #[test]
