@@ -6,12 +6,14 @@
 mod breakers;
 mod discovery;
 mod dns;
+mod outlier_detection;
 mod transport_socket;
 
 pub use breakers::{CircuitBreakers, RetryBudget, Thresholds};
 pub(crate) use discovery::metadata_path;
 pub use discovery::{Discovery, Eds, OriginalDst};
 pub use dns::{Dns, DnsLookupFamily};
+pub use outlier_detection::{Enforcing, OutlierDetection};
 pub use transport_socket::{PassTlvs, ProxyProtocol, ProxyProtocolVersion, TransportSocket, TransportSocketMatch};
 
 use crate::{
@@ -55,6 +57,7 @@ pub struct Cluster {
     /// The hosts, unless they come over EDS or with requests.
     pub load_assignment: ClusterLoadAssignment,
     pub circuit_breakers: CircuitBreakers,
+    pub outlier_detection: Option<OutlierDetection>,
     pub http: UpstreamHttpOptions,
     /// `None`: no limit.
     pub max_requests_per_connection: Option<u32>,
@@ -140,7 +143,6 @@ impl Cluster {
             per_connection_buffer_high_watermark_timeout.is_some(),
         );
         cx.unsupported_if("health_checks", !health_checks.is_empty());
-        cx.unsupported_if("outlier_detection", outlier_detection.is_some());
         cx.unsupported_if("filters", !filters.is_empty());
         cx.unsupported_if("lrs_server", lrs_server.is_some());
         cx.unsupported_if("lrs_report_endpoint_metrics", !lrs_report_endpoint_metrics.is_empty());
@@ -227,6 +229,8 @@ impl Cluster {
             per_connection_buffer_limit_bytes: per_connection_buffer_limit_bytes.unwrap_or(1 << 20),
             load_balancing,
             load_assignment,
+            outlier_detection: outlier_detection
+                .map(|p| cx.field("outlier_detection", |cx| OutlierDetection::read(p, cx))),
             circuit_breakers: circuit_breakers
                 .map(|p| cx.field("circuit_breakers", |cx| CircuitBreakers::from_proto(p, cx)))
                 .unwrap_or_default(),

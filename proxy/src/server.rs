@@ -10,6 +10,7 @@ pub mod file_watch;
 mod host_weights;
 pub mod log_format;
 pub mod logging;
+mod outliers;
 pub mod quickstart;
 pub mod resident;
 pub mod runtime;

@@ -18,6 +18,7 @@ pub mod metadata_match;
 pub mod names;
 mod orca;
 mod original_dst;
+pub mod outlier;
 mod override_host;
 mod pool;
 mod raw_stream;

@@ -5,7 +5,7 @@ use super::{
     message::{Reply, Request, error_line},
     view::ServerView,
 };
-use crate::upstream::{Cluster, Host, HostState, breakers::Resources};
+use crate::upstream::{Cluster, HealthFlags, Host, HostState, breakers::Resources};
 use regex::Regex;
 use std::{
     fmt::Write as _,
@@ -18,6 +18,7 @@ use weft_control_api::envoy::{
         cluster::v3::{CircuitBreakers, circuit_breakers::Thresholds},
         core::v3::{self as core, RoutingPriority},
     },
+    r#type::v3::Percent,
 };
 
 /// `/clusters`.
@@ -44,6 +45,13 @@ fn text(out: &mut String, cluster: &Cluster) -> std::fmt::Result {
     let info = &cluster.info;
     let name = info.name();
     writeln!(out, "{name}::observability_name::{}", info.observability_name)?;
+    if let Some(summary) = &info.outlier {
+        for (what, local_origin) in [("success_rate", false), ("local_origin_success_rate", true)] {
+            let (average, threshold) = summary.get(local_origin);
+            writeln!(out, "{name}::outlier::{what}_average::{average}")?;
+            writeln!(out, "{name}::outlier::{what}_ejection_threshold::{threshold}")?;
+        }
+    }
     for (priority, resources) in [("default", &info.breakers.default), ("high", &info.breakers.high)] {
         for (limit, value) in limits(resources) {
             writeln!(out, "{name}::{priority}_priority::{limit}::{value}")?;
@@ -69,8 +77,10 @@ fn text(out: &mut String, cluster: &Cluster) -> std::fmt::Result {
         writeln!(out, "{prefix}sub_zone::{}", locality.sub_zone)?;
         writeln!(out, "{prefix}canary::{}", host.is_canary())?;
         writeln!(out, "{prefix}priority::{}", host.priority)?;
-        writeln!(out, "{prefix}success_rate::-1")?;
-        writeln!(out, "{prefix}local_origin_success_rate::-1")?;
+        for (stat, local_origin) in [("success_rate", false), ("local_origin_success_rate", true)] {
+            let rate = host.state.outlier().map_or(-1.0, |monitor| monitor.success_rate(local_origin));
+            writeln!(out, "{prefix}{stat}::{rate}")?;
+        }
     }
     Ok(())
 }
@@ -88,6 +98,10 @@ fn status(cluster: &Arc<Cluster>) -> pb::ClusterStatus {
             ..Thresholds::default()
         }
     };
+    let threshold = |local_origin| {
+        let threshold = info.outlier.as_ref().map(|summary| summary.get(local_origin).1);
+        threshold.filter(|threshold| *threshold >= 0.0).map(|value| Percent { value: value.into() })
+    };
     let both = [(RoutingPriority::Default, &info.breakers.default), (RoutingPriority::High, &info.breakers.high)];
     pb::ClusterStatus {
         name: info.name().to_owned(),
@@ -97,6 +111,8 @@ fn status(cluster: &Arc<Cluster>) -> pb::ClusterStatus {
             thresholds: both.map(thresholds).into(),
             ..CircuitBreakers::default()
         }),
+        success_rate_ejection_threshold: threshold(false),
+        local_origin_success_rate_ejection_threshold: threshold(true),
         observability_name: info.observability_name.to_string(),
         eds_service_name: eds_service_name(cluster).unwrap_or_default().to_owned(),
         ..pb::ClusterStatus::default()
@@ -108,13 +124,27 @@ fn host_status(host: &Host) -> pb::HostStatus {
         move |(name, value): (&str, u64)| pb::SimpleMetric { r#type: kind.into(), value, name: name.to_owned() }
     };
     let stats = counters(&host.state).into_iter().map(metric(simple_metric::Type::Counter));
+    let flags = host.health_flags();
+    let rate = |local_origin| {
+        let rate = host.state.outlier().map(|monitor| monitor.success_rate(local_origin));
+        rate.filter(|rate| *rate >= 0.0).map(|value| Percent { value: value.into() })
+    };
     pb::HostStatus {
         address: Some(address(&host.address)),
         stats: stats.chain(gauges(&host.state).into_iter().map(metric(simple_metric::Type::Gauge))).collect(),
         health_status: Some(pb::HostHealthStatus {
             eds_health_status: shown_health(host).into(),
-            ..pb::HostHealthStatus::default()
+            failed_active_health_check: flags.has(HealthFlags::FAILED_ACTIVE_HC),
+            failed_outlier_check: flags.has(HealthFlags::FAILED_OUTLIER_CHECK),
+            failed_active_degraded_check: flags.has(HealthFlags::DEGRADED_ACTIVE_HC),
+            pending_dynamic_removal: flags.has(HealthFlags::PENDING_DYNAMIC_REMOVAL),
+            pending_active_hc: flags.has(HealthFlags::PENDING_ACTIVE_HC),
+            excluded_via_immediate_hc_fail: flags.has(HealthFlags::EXCLUDED_VIA_IMMEDIATE_HC_FAIL),
+            failed_degraded_outlier_detection: false,
+            active_hc_timeout: flags.has(HealthFlags::ACTIVE_HC_TIMEOUT),
         }),
+        success_rate: rate(false),
+        local_origin_success_rate: rate(true),
         weight: host.weight,
         hostname: host.hostname.to_string(),
         priority: host.priority,
@@ -139,13 +169,10 @@ pub(super) fn shown_health(host: &Host) -> core::HealthStatus {
     }
 }
 
-fn health_flags(host: &Host) -> &'static str {
-    match host.eds_health {
-        HealthStatus::Unknown | HealthStatus::Healthy => "healthy",
-        HealthStatus::Unhealthy | HealthStatus::Timeout => "/failed_eds_health",
-        HealthStatus::Draining => "/eds_status_draining",
-        HealthStatus::Degraded => "/degraded_eds_health",
-    }
+fn health_flags(host: &Host) -> String {
+    let flags = host.health_flags();
+    let set: String = HealthFlags::NAMES.iter().filter(|(flag, _)| flags.has(*flag)).map(|(_, name)| *name).collect();
+    if set.is_empty() { "healthy".to_owned() } else { set }
 }
 
 fn limits(resources: &Resources) -> [(&'static str, u32); 4] {

@@ -10,7 +10,8 @@ mod elsewhere;
 use super::{
     Body, ResponseEvent, ResponseHead,
     deadlines::{Deadline, Deadlines},
-    dispatch::{count_failure, failed, no_host, timed_out},
+    dispatch::{count_failure, count_timeout, failed, no_host, timed_out},
+    grpc,
     header_names::*,
     pump::{Pump, PumpError},
     retry::{Retries, Verdict},
@@ -23,7 +24,10 @@ use crate::{
     base::{ResponseFlag, StreamError, clock},
     observe::StreamInfo,
     route::Forward,
-    upstream::{LbContext, ProtocolChoice, ServerNames, StreamRequest, ThreadCluster, ThreadHost, UpstreamConnection},
+    upstream::{
+        LbContext, ProtocolChoice, ServerNames, StreamRequest, ThreadCluster, ThreadHost, UpstreamConnection,
+        outlier::Report,
+    },
 };
 use elsewhere::Elsewhere;
 use http::HeaderValue;
@@ -207,13 +211,15 @@ impl<'a> Tries<'a> {
                 drop((attempt, body));
             }
             Outcome::Failed { host, error, .. } => count_failure(self.cluster, &host, &error),
-            Outcome::Interrupted(Some(attempt), _) if self.timeouts.hedges => self.older.push(attempt),
+            Outcome::Interrupted(Some(attempt), _) if self.timeouts.hedges => {
+                attempt.host.report(Report::TimedOut);
+                self.older.push(attempt);
+            }
             Outcome::Interrupted(Some(attempt), Interrupt::Deadline(which)) => {
                 let stats = self.cluster.stats();
                 let idle = which == Deadline::PerTryIdle;
                 if idle { &stats.upstream_rq_per_try_idle_timeout } else { &stats.upstream_rq_per_try_timeout }.inc();
-                attempt.host.count_timeout();
-                attempt.host.count_error();
+                count_timeout(&attempt.host);
             }
             Outcome::Interrupted(..) | Outcome::NoHost | Outcome::Older(_) => {}
         }
@@ -319,6 +325,7 @@ impl<'a> Tries<'a> {
             Err(outcome) => return *outcome,
         };
         stream.info.points.upstream_connect_end = Some(clock::now());
+        host.report(Report::Connected);
         let longest = self.timeouts.upstream_stream.or(self.cluster.info().config.http.common.max_stream_duration);
         stream.deadlines.set(Deadline::UpstreamMaxStreamDuration, longest);
         let attempt =
@@ -394,6 +401,7 @@ impl<'a> Tries<'a> {
         if let Came::Head(head, _) = &mut came {
             stream.deadlines.touch();
             single_headers::join_response(&mut head.headers);
+            report_response(stream, &attempt.host, head);
         }
         match came {
             Came::Head(head, body) => Outcome::Response((attempt, head, body)),
@@ -432,6 +440,7 @@ impl<'a> Tries<'a> {
                 }
                 Poll::Ready(Ok((head, body))) => {
                     let attempt = self.older.remove(index);
+                    report_response(stream, &attempt.host, &head);
                     if self.retries.as_ref().is_some_and(|retries| retries.wants_another(&head)) {
                         attempt.host.count_error();
                         continue;
@@ -474,6 +483,7 @@ impl<'a> Tries<'a> {
         .await;
         match came {
             Ok((attempt, Ok((head, body)))) => {
+                report_response(stream, &attempt.host, &head);
                 request.finish();
                 Ok(chosen(stream, attempt, head, body))
             }
@@ -538,6 +548,12 @@ fn poll_final(cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(Respo
             Err(error) => return Poll::Ready(Err(error)),
         }
     }
+}
+
+/// Tells outlier detection of a response.
+fn report_response(stream: &Stream, host: &ThreadHost, head: &ResponseHead) {
+    let grpc = if stream.is_grpc { grpc::status(&head.headers) } else { None };
+    host.report(Report::Status(grpc.map_or(head.status.as_u16(), grpc::http_status)));
 }
 
 /// A try that was left running is the one that counts after all.

@@ -20,7 +20,7 @@ use crate::{
     base::{ResetReason, ResponseFlag, Side, StreamError, clock},
     filters::LocalReply,
     route::{Action, Forward},
-    upstream::{ThreadCluster, ThreadHost},
+    upstream::{ThreadCluster, ThreadHost, outlier::Report},
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
@@ -239,6 +239,17 @@ pub(super) fn count_failure(cluster: &ThreadCluster, host: &ThreadHost, error: &
         _ => {}
     }
     host.count_error();
+    // A limit of ours says nothing about the host.
+    if error.reason != ResetReason::Overflow {
+        host.report(Report::Failed);
+    }
+}
+
+/// Counts a try that the host did not answer in time.
+pub(super) fn count_timeout(host: &ThreadHost) {
+    host.count_timeout();
+    host.count_error();
+    host.report(Report::TimedOut);
 }
 
 /// A host or connection failed us before there was a response.
@@ -325,8 +336,7 @@ pub(super) fn timed_out(
         other => return stream.interrupted(other, request),
     };
     if let Some(host) = host {
-        host.count_timeout();
-        host.count_error();
+        count_timeout(host);
     }
     stream.info.set_flag(flag);
     let (status, body) = if flag == ResponseFlag::UpstreamMaxStreamDurationReached && !request.is_read() {

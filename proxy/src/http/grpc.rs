@@ -25,6 +25,24 @@ pub fn status_of(status: StatusCode) -> u32 {
     }
 }
 
+/// The HTTP status that stands for a gRPC status (google.rpc.Code's mapping).
+pub fn http_status(status: u32) -> u16 {
+    match status {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}
+
 /// `grpc-status`, if it is a number.
 pub fn status(headers: &HeaderMap) -> Option<u32> {
     headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()

@@ -22,6 +22,7 @@ use crate::{
     filters::{Action, HttpFilter, LocalReply},
     observe::{StreamInfo, format::Facts},
     route::{MatchContext, MatchedRoute, RouteOutcome, RouteTable},
+    upstream::outlier::Report,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -697,6 +698,7 @@ impl Stream {
                 return;
             }
             Err(End::Upstream(error)) => {
+                upstream.iter().for_each(|attempt| attempt.host.report(Report::Failed));
                 self.connection.stats.rq_reset_after_downstream_response_started.inc();
                 self.info.set_flag(error.reason.upstream_flag());
                 self.info.response_code_details =

@@ -12,6 +12,7 @@ use crate::{
     transport::Io,
     upstream::{
         ClosedBy, ClusterId, LbContext, MetadataMatch, Priority, ThreadCluster, ThreadHost, UpstreamConnection,
+        outlier::Report,
     },
 };
 use bytes::{Bytes, BytesMut};
@@ -334,8 +335,18 @@ impl Session {
             self.info.attempt_count = attempt;
             let context = LbContext { connection: Some(&connection), ..LbContext::default() };
             match self.connect_to(cluster, &host, &context).await {
-                Ok(connected) => return Some(connected),
-                Err(error) => self.refused(&error),
+                Ok(connected) => {
+                    host.report(Report::ConnectedFinally);
+                    return Some(connected);
+                }
+                Err(error) => {
+                    match error.reason {
+                        ResetReason::Overflow => {}
+                        ResetReason::ConnectionTimeout => host.report(Report::TimedOut),
+                        _ => host.report(Report::Failed),
+                    }
+                    self.refused(&error);
+                }
             }
             if let (Some(wait), Some((_, most))) = (pause, config.backoff)
                 && attempt < config.max_connect_attempts

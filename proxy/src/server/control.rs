@@ -6,6 +6,7 @@ use super::{
     discovery::Discoveries,
     file_watch,
     host_weights::HostWeights,
+    outliers::Outliers,
     resident,
     runtime::Runtime,
     secret_files::SecretFiles,
@@ -62,6 +63,7 @@ pub struct Control {
     pub upstreams: Rc<Upstreams>,
     pub discoveries: Discoveries,
     pub host_weights: HostWeights,
+    pub outliers: Outliers,
     pub xds: Xds,
     pub secret_files: SecretFiles,
     /// Where contexts that secrets changed are counted.
@@ -131,6 +133,7 @@ impl Control {
             upstreams: Upstreams::new(registry.clone(), true),
             discoveries: Discoveries::default(),
             host_weights: HostWeights::default(),
+            outliers: Outliers::default(),
             xds: Xds::default(),
             secret_files: SecretFiles::default(),
             context_stats: RefCell::default(),
@@ -355,6 +358,7 @@ impl Control {
         self.upstreams.apply(&snapshot.clusters);
         self.discoveries.follow(self);
         self.host_weights.follow(self);
+        self.outliers.follow(self);
         self.xds.follow(self);
         self.secret_files.follow(self);
         self.count_contexts();

@@ -8,6 +8,7 @@ use super::{
     balancer::Picks,
     host::{self, HostRules, HostSet, MatchStats, SocketRule},
     orca,
+    outlier::Summary,
     transport_socket::UpstreamSocket,
 };
 use crate::{observe::stream_info::Metadata, transport::tls::Secrets};
@@ -53,6 +54,8 @@ pub struct ClusterInfo {
     /// It came over CDS.
     pub added_via_api: bool,
     pub zone: Option<Arc<LocalZone>>,
+    /// What outlier detection found last, where there is one.
+    pub outlier: Option<Arc<Summary>>,
     rules: HostRules,
 }
 
@@ -125,6 +128,7 @@ impl Cluster {
             bind: config.upstream_bind_config.clone().map(Arc::new).or_else(|| bind.cloned()),
             added_via_api,
             zone: zone.cloned(),
+            outlier: config.outlier_detection.is_some().then(Arc::default),
             rules,
             config,
         };

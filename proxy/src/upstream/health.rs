@@ -35,6 +35,20 @@ impl HealthFlags {
     pub const ACTIVE_HC_TIMEOUT: Self = Self(1 << 8);
     pub const EDS_STATUS_DRAINING: Self = Self(1 << 9);
 
+    /// All with their names in `/clusters`, in its order.
+    pub const NAMES: [(Self, &'static str); 10] = [
+        (Self::FAILED_ACTIVE_HC, "/failed_active_hc"),
+        (Self::FAILED_OUTLIER_CHECK, "/failed_outlier_check"),
+        (Self::FAILED_EDS_HEALTH, "/failed_eds_health"),
+        (Self::DEGRADED_ACTIVE_HC, "/degraded_active_hc"),
+        (Self::DEGRADED_EDS_HEALTH, "/degraded_eds_health"),
+        (Self::PENDING_DYNAMIC_REMOVAL, "/pending_dynamic_removal"),
+        (Self::PENDING_ACTIVE_HC, "/pending_active_hc"),
+        (Self::EXCLUDED_VIA_IMMEDIATE_HC_FAIL, "/excluded_via_immediate_hc_fail"),
+        (Self::ACTIVE_HC_TIMEOUT, "/active_hc_timeout"),
+        (Self::EDS_STATUS_DRAINING, "/eds_status_draining"),
+    ];
+
     const UNHEALTHY: Self = Self(
         Self::FAILED_ACTIVE_HC.0
             | Self::FAILED_OUTLIER_CHECK.0

@@ -6,6 +6,7 @@
 use super::{
     health::{Health, HealthFlags, SharedHealth},
     orca::Report,
+    outlier::Monitor,
     transport_socket::UpstreamSocket,
 };
 use crate::{base::Address, observe::stream_info::Metadata, stats};
@@ -63,6 +64,8 @@ pub struct HostState {
     pub report: Report,
     /// Since when it is healthy.
     healthy_since: Moment,
+    /// What becomes of requests, where outlier detection asks.
+    outlier: OnceLock<Box<Monitor>>,
 }
 
 /// A moment that threads share, in milliseconds since the first one; at first the present one.
@@ -86,6 +89,16 @@ impl HostState {
     /// The moment from which the host is healthy: when it was found, or when a check found it so again.
     pub fn healthy_since(&self) -> Instant {
         *FIRST_MOMENT + Duration::from_millis(self.healthy_since.0.load(Relaxed))
+    }
+
+    /// What outlier detection sees of the host.
+    pub fn outlier(&self) -> Option<&Monitor> {
+        self.outlier.get().map(|monitor| &**monitor)
+    }
+
+    /// The same, made if there is none.
+    pub fn monitor(&self, new: impl FnOnce() -> Monitor) -> &Monitor {
+        self.outlier.get_or_init(|| Box::new(new()))
     }
 
     /// The host has become healthy now: slow start begins.

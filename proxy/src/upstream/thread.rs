@@ -15,6 +15,7 @@ use super::{
     metadata_match::MetadataMatch,
     orca,
     original_dst::OriginalDstHosts,
+    outlier::Report,
     override_host::{self, Choice, OverrideHost},
     pool::{self, Opened, PoolKey, Pools},
     server_names::ServerNames,
@@ -770,6 +771,13 @@ impl ThreadHost {
     pub fn count_response(&self, status: u16) {
         let state = &self.host.state;
         if status >= 500 { &state.rq_error } else { &state.rq_success }.fetch_add(1, Relaxed);
+    }
+
+    /// Tells outlier detection, where there is one, what became of a try.
+    pub fn report(&self, report: Report) {
+        if let Some(monitor) = self.host.state.outlier() {
+            monitor.report(report);
+        }
     }
 
     /// Counts a request that failed, or whose answer was not good enough.

@@ -1,0 +1,102 @@
+//! Runs outlier detection on the control thread: a detector a cluster that asks for it, woken by runs of failures and by its
+//! interval.
+
+use super::control::Control;
+use crate::{
+    base::RuntimeSnapshot,
+    upstream::{ClusterInfo, HostSet, outlier::Detector},
+};
+use foldhash::HashMap;
+use std::{
+    cell::RefCell,
+    rc::{Rc, Weak},
+    sync::Arc,
+    time::Instant,
+};
+
+/// The clusters whose hosts are judged.
+#[derive(Default)]
+pub struct Outliers {
+    running: RefCell<HashMap<String, Running>>,
+}
+
+struct Running {
+    info: Arc<ClusterInfo>,
+    hosts: Arc<HostSet>,
+    detector: Rc<RefCell<Detector>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Outliers {
+    /// Starts, keeps and ends so that it fits the clusters in the store; the hosts of all are known before they get traffic.
+    pub fn follow(&self, control: &Rc<Control>) {
+        let store = control.store.borrow();
+        let mut running = self.running.borrow_mut();
+        running.retain(|_, r| store.holds(&r.info));
+        for cluster in store.all_clusters() {
+            let info = &cluster.info;
+            let Some(config) = &info.config.outlier_detection else { continue };
+            let known = running.get(info.name());
+            if known.is_some_and(|r| Arc::ptr_eq(&r.info, info) && Arc::ptr_eq(&r.hosts, &cluster.hosts)) {
+                continue;
+            }
+            let detector = match known {
+                Some(r) if Arc::ptr_eq(&r.info, info) => r.detector.clone(),
+                _ => {
+                    let prefix = format!("{}.outlier_detection", info.stat_prefix);
+                    // An earlier configuration's counts go on no longer.
+                    control.registry.detach(&prefix);
+                    let stats = control.registry.attach(&prefix);
+                    Rc::new(RefCell::new(Detector::new(
+                        config.clone(),
+                        stats,
+                        info.outlier.clone().unwrap_or_default(),
+                        fastrand::Rng::new(),
+                    )))
+                }
+            };
+            detector.borrow_mut().follow(cluster.hosts.hosts());
+            match running.get_mut(info.name()) {
+                Some(r) if Arc::ptr_eq(&r.info, info) => r.hosts = cluster.hosts.clone(),
+                _ => {
+                    let task = run(Rc::downgrade(control), info.clone(), detector.clone());
+                    let task = tokio::task::spawn_local(task);
+                    let hosts = cluster.hosts.clone();
+                    running.insert(info.name().to_owned(), Running { info: info.clone(), hosts, detector, task });
+                }
+            }
+        }
+    }
+}
+
+async fn run(control: Weak<Control>, info: Arc<ClusterInfo>, detector: Rc<RefCell<Detector>>) {
+    let (wake, interval) = {
+        let detector = detector.borrow();
+        (detector.wake(), detector.interval())
+    };
+    let mut next = tokio::time::Instant::now() + interval;
+    loop {
+        let is_tick = tokio::select! {
+            () = wake.notified() => false,
+            () = tokio::time::sleep_until(next) => true,
+        };
+        let Some(control) = control.upgrade() else { return };
+        let runtime: Arc<RuntimeSnapshot> = control.runtime.borrow().snapshot();
+        let mut detector = detector.borrow_mut();
+        let changed = if is_tick {
+            next = tokio::time::Instant::now() + interval;
+            detector.tick(Instant::now(), &runtime)
+        } else {
+            detector.look(Instant::now(), &runtime)
+        };
+        if changed {
+            control.health_changed(info.id);
+        }
+    }
+}
