@@ -274,8 +274,13 @@ impl Detector {
         let mut changed = false;
         for state in states {
             let Some(monitor) = state.outlier() else { continue };
-            let kinds = [Kind::Consecutive5xx, Kind::GatewayFailure, Kind::LocalOriginFailure];
-            for (run, kind) in kinds.into_iter().enumerate() {
+            // In the order in which a failure counts towards them.
+            let runs = [
+                (GATEWAY, Kind::GatewayFailure),
+                (SERVER_ERROR, Kind::Consecutive5xx),
+                (LOCAL, Kind::LocalOriginFailure),
+            ];
+            for (run, kind) in runs {
                 if !monitor.due[run].swap(false, Relaxed) || is_ejected(&state) {
                     continue;
                 }
