@@ -115,7 +115,6 @@ fn status(cluster: &Arc<Cluster>) -> pb::ClusterStatus {
         local_origin_success_rate_ejection_threshold: threshold(true),
         observability_name: info.observability_name.to_string(),
         eds_service_name: eds_service_name(cluster).unwrap_or_default().to_owned(),
-        ..pb::ClusterStatus::default()
     }
 }
 
@@ -149,7 +148,6 @@ fn host_status(host: &Host) -> pb::HostStatus {
         hostname: host.hostname.to_string(),
         priority: host.priority,
         locality: Some(locality(host)),
-        ..pb::HostStatus::default()
     }
 }
 
