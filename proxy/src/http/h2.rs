@@ -1,23 +1,35 @@
-//! HTTP/2 on both sides, on the `h2` crate. Downstream the connection manager calls [`server::serve`], upstream a pool
-//! makes [`client::ClientConnection`]s.
+//! HTTP/2 on both sides: our own codec, since it must accept, reject and write exactly what Envoy does, and cost little.
 //!
-//! The crate keeps streams, flow control and HPACK; [`wire`] stands between it and the socket and gives what the crate
-//! has no words for: Envoy's SETTINGS, frame budgets, the pause between the two GOAWAYs of a drain.
-//! Invariants: windows grow only as data are handed to whoever forwards them; a stream's unsent data stay below
-//! [`chunk::HIGH_WATERMARK`] plus one piece; a connection and its streams live on one thread.
+//! Downstream the connection manager calls [`server::serve`], upstream a pool makes [`client::ClientConnection`]s. Below them,
+//! without I/O: `core` with its two directions `receive` and `send` (the state of a connection), `streams`, `budget` (floods),
+//! `hpack`, `head` (the rules of messages), `frame`, `output`. `connection` moves the bytes, `responder` and `body` are
+//! the two halves of a stream as the rest of the proxy has them.
+//!
+//! Invariants: a connection and its streams live on one thread; windows grow only as data are handed to whoever forwards
+//! them; a stream's unsent data stay below [`send::HIGH_WATERMARK`] plus one piece; an idle connection holds no buffer;
+//! no borrow of the core is held while anything else runs.
 
 mod body;
-mod chunk;
+mod budget;
 pub mod client;
+mod connection;
+mod core;
 mod error;
+mod frame;
 mod head;
+mod hpack;
 mod keepalive;
 pub mod options;
+mod output;
+mod receive;
 mod responder;
+mod send;
 pub mod server;
 pub mod stats;
-mod wire;
+mod streams;
 
+#[cfg(test)]
+mod core_tests;
 #[cfg(test)]
 mod tests;
 

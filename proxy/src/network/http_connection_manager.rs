@@ -129,6 +129,8 @@ fn h2_options(manager: &ConnectionManager, stats: Arc<h2::Http2Stats>) -> h2::Se
             max_inbound_priority_frames_per_stream: http2.max_inbound_priority_frames_per_stream,
             max_inbound_window_update_frames_per_data_frame_sent: http2
                 .max_inbound_window_update_frames_per_data_frame_sent,
+            max_outbound_frames: http2.max_outbound_frames,
+            max_outbound_control_frames: http2.max_outbound_control_frames,
             stream_reset_burst: http2.stream_reset_burst.unwrap_or(default.stream_reset_burst),
             stream_reset_rate: http2.stream_reset_rate.unwrap_or(default.stream_reset_rate),
             stream_error_on_invalid_http_message: http2

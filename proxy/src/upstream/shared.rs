@@ -247,6 +247,8 @@ fn http2_options(p: &config::Http2ProtocolOptions) -> h2::Http2Options {
         max_consecutive_inbound_frames_with_empty_payload: p.max_consecutive_inbound_frames_with_empty_payload,
         max_inbound_priority_frames_per_stream: p.max_inbound_priority_frames_per_stream,
         max_inbound_window_update_frames_per_data_frame_sent: p.max_inbound_window_update_frames_per_data_frame_sent,
+        max_outbound_frames: p.max_outbound_frames,
+        max_outbound_control_frames: p.max_outbound_control_frames,
         stream_reset_burst: p.stream_reset_burst.unwrap_or(default.stream_reset_burst),
         stream_reset_rate: p.stream_reset_rate.unwrap_or(default.stream_reset_rate),
         stream_error_on_invalid_http_message: p.override_stream_error_on_invalid_http_message.unwrap_or_default(),

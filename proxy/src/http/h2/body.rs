@@ -1,110 +1,129 @@
 //! The receiving half of a stream: a request's body downstream, a response's upstream.
 
-use super::{client::Life, error, wire::Wire};
+use super::{
+    client::Client,
+    connection::Shared,
+    core::{Core, Left},
+    frame::Code,
+    streams::Over,
+};
 use crate::{
-    base::{Side, StreamError},
+    base::StreamError,
     http::{BodySource, Frame},
 };
-use h2::{Reason, RecvStream};
 use std::{
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 /// Reads a body. The flow-control windows grow when a piece is handed out.
 pub struct BodyReader {
-    recv: RecvStream,
-    stage: Stage,
-    /// From `content-length`, less what came.
-    remaining: Option<u64>,
-    wire: Rc<Wire>,
-    /// Upstream: what the stream owes when nobody holds it any more.
-    life: Option<Rc<Life>>,
+    owner: Owner,
+    key: u32,
+    ended: bool,
 }
 
-#[derive(PartialEq)]
-enum Stage {
-    Data,
-    Trailers,
-    End,
+/// Whose stream it is.
+pub(super) enum Owner {
+    Server(Rc<Shared>),
+    Client(Rc<Client>),
+}
+
+impl Owner {
+    fn shared(&self) -> &Shared {
+        match self {
+            Self::Server(shared) => shared,
+            Self::Client(client) => &client.shared,
+        }
+    }
 }
 
 impl BodyReader {
-    pub(super) fn new(recv: RecvStream, length: Option<u64>, wire: Rc<Wire>, life: Option<Rc<Life>>) -> Self {
-        let reader = Self { recv, stage: Stage::Data, remaining: length, wire, life };
-        if reader.recv.is_end_stream() {
-            reader.ended();
-        }
-        reader
+    /// The key is held already.
+    pub(super) fn new(owner: Owner, key: u32) -> Self {
+        Self { owner, key, ended: false }
     }
+}
 
-    fn side(&self) -> Side {
-        if self.life.is_some() { Side::Upstream } else { Side::Downstream }
-    }
-
-    fn ended(&self) {
-        if let Some(life) = &self.life {
-            life.remote_ended();
+impl Core {
+    /// The next piece of a body. `None`: it is whole.
+    fn poll_piece(&mut self, key: u32, cx: &Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+        let stream = &mut self.streams[key];
+        if let Some(data) = stream.received.pop_front() {
+            stream.unread -= data.len();
+            self.release_window(Some(key), data.len());
+            return Poll::Ready(Some(Ok(Frame::Data(data))));
         }
-    }
-
-    /// An error, or the end: RST_STREAM with NO_ERROR after a whole message only says that the rest of *ours* is unwanted.
-    fn fail(&mut self, error: h2::Error) -> Option<Result<Frame, StreamError>> {
-        self.stage = Stage::End;
-        let unwanted = error.is_reset() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);
-        if unwanted && self.remaining.unwrap_or(0) == 0 {
-            self.ended();
-            return None;
+        if stream.got_end {
+            return Poll::Ready(stream.got_trailers.take().map(|trailers| {
+                self.stats.trailers.inc();
+                Ok(Frame::Trailers(*trailers))
+            }));
         }
-        Some(Err(error::stream_error(self.side(), error, self.wire.closed(self.side()))))
+        // A reset with NO_ERROR after a whole message only says that the rest of *ours* is unwanted.
+        if stream.over == Some(Over::Remote(Code::NO_ERROR)) && stream.promised.unwrap_or(0) == 0 {
+            return Poll::Ready(None);
+        }
+        if let Some(error) = self.error(key) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        self.streams[key].receiver.set(cx);
+        Poll::Pending
     }
 }
 
 impl BodySource for BodyReader {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
-        while self.stage == Stage::Data {
-            match ready!(self.recv.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    if let Err(e) = self.recv.flow_control().release_capacity(data.len()) {
-                        return Poll::Ready(self.fail(e));
-                    }
-                    if data.is_empty() {
-                        continue;
-                    }
-                    if let Some(remaining) = &mut self.remaining {
-                        *remaining = remaining.saturating_sub(data.len() as u64);
-                    }
-                    if self.recv.is_end_stream() {
-                        self.ended();
-                    }
-                    return Poll::Ready(Some(Ok(Frame::Data(data))));
-                }
-                Some(Err(e)) => return Poll::Ready(self.fail(e)),
-                None => self.stage = Stage::Trailers,
-            }
-        }
-        if self.stage == Stage::End {
+        if self.ended {
             return Poll::Ready(None);
         }
-        let trailers = ready!(self.recv.poll_trailers(cx));
-        match trailers {
-            Ok(trailers) => {
-                self.stage = Stage::End;
-                self.ended();
-                Poll::Ready(trailers.map(|trailers| {
-                    self.wire.stats().trailers.inc();
-                    Ok(Frame::Trailers(trailers))
-                }))
-            }
-            Err(e) => Poll::Ready(self.fail(e)),
+        let shared = self.owner.shared();
+        let mut core = shared.core.borrow_mut();
+        let before = core.out.pending();
+        let piece = core.poll_piece(self.key, cx);
+        if core.out.pending() != before {
+            shared.touch();
         }
+        self.ended = !matches!(piece, Poll::Pending | Poll::Ready(Some(Ok(Frame::Data(_)))));
+        piece
     }
 
     fn is_end(&self) -> bool {
-        self.stage == Stage::End || self.recv.is_end_stream()
+        if self.ended {
+            return true;
+        }
+        let core = self.owner.shared().core.borrow();
+        let stream = &core.streams[self.key];
+        stream.got_end && stream.received.is_empty() && stream.got_trailers.is_none()
     }
 
     fn remaining(&self) -> Option<u64> {
-        if self.is_end() { Some(0) } else { self.remaining }
+        if self.is_end() {
+            return Some(0);
+        }
+        let core = self.owner.shared().core.borrow();
+        let stream = &core.streams[self.key];
+        stream.promised.map(|promised| promised + stream.unread as u64)
+    }
+}
+
+impl Drop for BodyReader {
+    fn drop(&mut self) {
+        match &self.owner {
+            Owner::Client(client) => {
+                client.shared.core.borrow_mut().unwanted(self.key);
+                client.let_go(self.key);
+            }
+            Owner::Server(shared) => {
+                let mut core = shared.core.borrow_mut();
+                core.unwanted(self.key);
+                if core.let_go(self.key) == Left::UnderWay {
+                    // The response is whole: nobody waits for the rest of the request.
+                    core.abandon(self.key, Code::NO_ERROR);
+                }
+                drop(core);
+                shared.touch();
+            }
+        }
     }
 }

@@ -4,29 +4,28 @@
 
 use super::{
     BodyReader,
-    chunk::{Chunk, HIGH_WATERMARK, Unsent},
-    error, head,
+    body::Owner,
+    connection::{Link, Shared},
+    core::{Core, Fatal, Left},
+    error,
+    frame::Code,
     keepalive::KeepaliveTimer,
-    options::{ClientOptions, Http2Options},
-    wire::{Wire, WireIo},
+    options::ClientOptions,
+    receive::Step,
+    send::gone,
 };
 use crate::{
-    base::{ResetReason, Side, StreamError},
-    http::{Body, BodySink, RequestHead, ResponseEvent, ResponseHead},
+    base::{ResetReason, StreamError},
+    http::{Body, BodySink, RequestHead, ResponseEvent},
     transport::Io,
 };
 use bytes::Bytes;
-use h2::{
-    Reason, SendStream,
-    client::{ResponseFuture, SendRequest},
-};
-use http::{HeaderMap, Response, header::CONTENT_LENGTH};
+use http::{HeaderMap, HeaderValue, StatusCode, header::UPGRADE};
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     future::{Future, poll_fn},
-    pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll},
 };
 
 /// The largest number of streams that one connection can ever have: half of the 31 bits of their ids.
@@ -46,14 +45,12 @@ pub trait ClientEvents {
 #[derive(Clone)]
 pub struct ClientConnection(Rc<Handle>);
 
-struct Handle {
-    send: SendRequest<Chunk>,
-    link: Rc<Link>,
-}
+/// What all clones of a connection hold.
+struct Handle(Rc<Client>);
 
 /// What the connection, its task and its streams share.
-struct Link {
-    wire: Rc<Wire>,
+pub(super) struct Client {
+    pub shared: Shared,
     options: Rc<ClientOptions>,
     events: Rc<dyn ClientEvents>,
     active: Cell<u32>,
@@ -62,7 +59,8 @@ struct Link {
     over: Cell<bool>,
     /// A stream was started since the driver last looked.
     starts: Cell<bool>,
-    driver: RefCell<Option<Waker>>,
+    /// No stream will be started any more.
+    abandoned: Cell<bool>,
 }
 
 impl ClientConnection {
@@ -72,266 +70,258 @@ impl ClientConnection {
         options: Rc<ClientOptions>,
         events: Rc<dyn ClientEvents>,
     ) -> Result<(Self, impl Future<Output = ()>), StreamError> {
-        let http2 = &options.http2;
         options.stats.nghttp2_upstream_connections.inc();
-        let wire = Wire::new(io, http2, true, options.stats.clone());
-        let (send, h2) = builder(http2, &options).handshake::<_, Chunk>(WireIo(wire.clone())).await.map_err(|e| {
-            StreamError::new(Side::Upstream, ResetReason::ConnectionTermination, e.to_string()).retry_safe()
-        })?;
-        let link = Rc::new(Link {
-            wire,
+        let limits = (options.max_response_headers_kb, options.max_headers_count);
+        let core = Core::new(true, &options.http2, limits, options.stats.clone());
+        let client = Rc::new(Client {
+            shared: Shared::new(core),
             options,
             events,
             active: Cell::new(0),
             started: Cell::new(0),
             over: Cell::new(false),
             starts: Cell::new(false),
-            driver: RefCell::new(None),
+            abandoned: Cell::new(false),
         });
-        Ok((Self(Rc::new(Handle { send, link: link.clone() })), drive(h2, link)))
+        Ok((Self(Rc::new(Handle(client.clone()))), drive(Link::new(io), client)))
+    }
+
+    fn client(&self) -> &Rc<Client> {
+        &self.0.0
     }
 
     /// True if a stream may be started now.
     pub fn can_take_stream(&self) -> bool {
-        let link = &self.0.link;
+        let client = self.client();
         !self.is_closing()
-            && link.started.get() < MAX_STREAMS
-            && link.active.get() < link.options.http2.max_concurrent_streams
-            && (link.active.get() as usize) < self.0.send.current_max_send_streams()
+            && client.started.get() < MAX_STREAMS
+            && client.active.get() < client.options.http2.max_concurrent_streams
+            && (client.active.get() as usize) < client.shared.core.borrow().peer_streams
     }
 
     /// True once no stream may be started any more: GOAWAY, or the connection has ended.
     pub fn is_closing(&self) -> bool {
-        let link = &self.0.link;
-        link.over.get() || link.wire.is_killed() || link.wire.goaway().is_some()
+        let core = self.client().shared.core.borrow();
+        self.client().over.get() || core.is_killed() || core.goaway.is_some()
     }
 
     /// Streams that are under way.
     pub fn active_streams(&self) -> u32 {
-        self.0.link.active.get()
+        self.client().active.get()
     }
 
     /// Streams that were ever started.
     pub fn started_streams(&self) -> u32 {
-        self.0.link.started.get()
+        self.client().started.get()
     }
 
     /// Starts a stream; ask [`ClientConnection::can_take_stream`] before.
     pub fn start(&self) -> ClientStream {
-        let link = &self.0.link;
-        link.active.set(link.active.get() + 1);
-        link.started.set(link.started.get() + 1);
-        link.options.stats.streams_active.inc();
-        if link.options.http2.connection_keepalive.is_some() {
-            link.starts.set(true);
-            link.wake_driver();
+        let client = self.client();
+        client.active.set(client.active.get() + 1);
+        client.started.set(client.started.get() + 1);
+        client.options.stats.streams_active.inc();
+        if client.options.http2.connection_keepalive.is_some() {
+            client.starts.set(true);
+            client.shared.touch();
         }
-        let life = Life {
-            link: link.clone(),
-            stream: RefCell::new(None),
-            local_ended: Cell::new(false),
-            remote_ended: Cell::new(false),
-        };
-        ClientStream {
-            life: Rc::new(life),
-            stage: Stage::Idle(self.0.send.clone()),
-            unsent: Rc::default(),
-            upgrade: None,
-            sent: (0, 0),
-        }
+        let key = client.shared.core.borrow_mut().reserve(1);
+        ClientStream { client: client.clone(), key, stage: Stage::Idle, upgrade: None, sent: (0, 0) }
     }
 
     /// Closes the connection at once; streams under way end with it.
     pub fn close(&self) {
-        self.0.link.kill(ResetReason::ConnectionTermination, "");
+        let client = self.client();
+        client.shared.core.borrow_mut().kill(ResetReason::ConnectionTermination, "");
+        client.shared.touch();
     }
 }
 
-fn builder(http2: &Http2Options, options: &ClientOptions) -> h2::client::Builder {
-    let mut builder = h2::client::Builder::new();
-    builder
-        .enable_push(false)
-        .header_table_size(http2.hpack_table_size)
-        .initial_max_send_streams(http2.max_concurrent_streams as usize)
-        .initial_window_size(http2.initial_stream_window_size)
-        .initial_connection_window_size(http2.initial_connection_window_size)
-        .max_header_list_size(Http2Options::crate_header_list_size(
-            options.max_response_headers_kb,
-            options.max_headers_count,
-        ))
-        .max_send_buffer_size(HIGH_WATERMARK * 2)
-        .max_concurrent_reset_streams(1024)
-        .data_frame_budget(usize::MAX);
-    builder
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.abandoned.set(true);
+        self.0.shared.touch();
+    }
 }
 
 /// Runs a connection to its end.
-async fn drive(mut h2: h2::client::Connection<WireIo, Chunk>, link: Rc<Link>) {
-    let mut keepalive = KeepaliveTimer::new(link.options.http2.connection_keepalive.as_ref(), h2.ping_pong());
+async fn drive(mut link: Link, client: Rc<Client>) {
+    let mut keepalive = KeepaliveTimer::new(client.options.http2.connection_keepalive.as_ref());
     let mut goaway = false;
-    let end = poll_fn(|cx| {
-        link.driver.replace(Some(cx.waker().clone()));
-        loop {
-            let end = Pin::new(&mut h2).poll(cx);
-            if link.wire.goaway().is_some() && !std::mem::replace(&mut goaway, true) {
-                link.events.goaway();
-            }
-            if end.is_ready() {
-                return end;
-            }
-            let Some(keepalive) = &mut keepalive else { return Poll::Pending };
-            if link.starts.take() {
-                keepalive.stream_starts(&link.wire);
-            }
-            ready!(keepalive.poll_dead(cx, &link.wire));
-            link.options.stats.keepalive_timeout.inc();
-            link.wire.kill(ResetReason::ConnectionTermination, error::PING_TIMEOUT);
-        }
+    poll_fn(|cx| {
+        client.shared.resume(cx);
+        let over = client.turn(&mut link, &mut keepalive, &mut goaway, cx);
+        client.shared.pause();
+        over
     })
     .await;
-    match end {
-        Err(e) if e.is_go_away() && e.is_library() => {
-            link.wire.set_closed(ResetReason::ProtocolError, "http2.codec_error");
-        }
-        _ => link.wire.set_closed(ResetReason::ConnectionTermination, ""),
-    }
-    link.over.set(true);
-    drop(h2);
-    link.wire.close();
-    link.events.closed();
+    client.over.set(true);
+    drop(link);
+    client.events.closed();
 }
 
-impl Link {
-    fn wake_driver(&self) {
-        if let Some(waker) = &*self.driver.borrow() {
-            waker.wake_by_ref();
+impl Client {
+    /// Moves the connection on as far as that goes now; ready when it is over.
+    fn turn(
+        &self,
+        link: &mut Link,
+        keepalive: &mut Option<KeepaliveTimer>,
+        goaway: &mut bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        loop {
+            self.shared.take_dirty();
+            let mut core = self.shared.core.borrow_mut();
+            let reads = self.read(&mut core, link, cx);
+            if let Some(keepalive) = keepalive {
+                if self.starts.take() {
+                    keepalive.stream_starts(&mut core);
+                }
+                if keepalive.poll_dead(cx, &mut core).is_ready() {
+                    self.options.stats.keepalive_timeout.inc();
+                    core.kill(ResetReason::ConnectionTermination, error::PING_TIMEOUT);
+                }
+            }
+            if let Poll::Ready(Err(_)) = link.poll_write(&mut core, cx) {
+                core.close(ResetReason::ConnectionTermination, "");
+            }
+            let is_over = core.is_closed() || (self.abandoned.get() && core.streams.is_empty());
+            let goes = core.goaway.is_some();
+            if reads.is_pending() {
+                core.rest();
+                link.rest();
+            }
+            drop(core);
+            if goes && !std::mem::replace(goaway, true) {
+                self.events.goaway();
+            }
+            if is_over {
+                self.shared.core.borrow_mut().close(ResetReason::ConnectionTermination, "");
+                return Poll::Ready(());
+            }
+            if reads.is_pending() && !self.shared.take_dirty() {
+                return Poll::Pending;
+            }
         }
     }
 
-    fn kill(&self, reason: ResetReason, details: &'static str) {
-        self.wire.kill(reason, details);
-        self.wake_driver();
-    }
-}
-
-/// What a stream's two halves share. When both are gone before the exchange is whole, the stream is reset.
-pub(super) struct Life {
-    link: Rc<Link>,
-    stream: RefCell<Option<SendStream<Chunk>>>,
-    local_ended: Cell<bool>,
-    remote_ended: Cell<bool>,
-}
-
-impl Life {
-    /// The response is whole.
-    pub fn remote_ended(&self) {
-        self.remote_ended.set(true);
-    }
-
-    fn error(&self, e: h2::Error) -> StreamError {
-        error::stream_error(Side::Upstream, e, self.link.wire.closed(Side::Upstream))
-    }
-
-    fn reset(&self, code: Reason) {
-        if let Some(mut stream) = self.stream.take() {
-            stream.send_reset(code);
+    /// Reads once and takes what came. Pending when there is nothing.
+    fn read(&self, core: &mut Core, link: &mut Link, cx: &mut Context<'_>) -> Poll<()> {
+        if core.is_closed() {
+            return Poll::Ready(());
+        }
+        match std::task::ready!(link.poll_fill(cx)) {
+            Ok(n) if n > 0 => {}
+            _ => {
+                core.close(ResetReason::ConnectionTermination, "");
+                return Poll::Ready(());
+            }
+        }
+        loop {
+            match core.receive(&mut link.input) {
+                Ok(Step::More) => return Poll::Ready(()),
+                // Neither begins at a client.
+                Ok(Step::Request(..) | Step::TooMany(_)) => {}
+                Ok(Step::Malformed) => {
+                    self.options.stats.rx_messaging_error.inc();
+                    if !self.options.http2.stream_error_on_invalid_http_message {
+                        core.kill(ResetReason::ProtocolError, error::MESSAGING);
+                        return Poll::Ready(());
+                    }
+                }
+                Err(Fatal::Killed) => return Poll::Ready(()),
+                Err(Fatal::Error(code)) => {
+                    core.fail(code, ResetReason::ProtocolError, error::CODEC);
+                    return Poll::Ready(());
+                }
+            }
         }
     }
-}
 
-impl Drop for Life {
-    fn drop(&mut self) {
-        if !(self.local_ended.get() && self.remote_ended.get()) {
-            self.reset(Reason::INTERNAL_ERROR);
+    /// Someone let go of a stream. When all have before the exchange is whole, the stream is reset.
+    pub fn let_go(&self, key: u32) {
+        let mut core = self.shared.core.borrow_mut();
+        let left = core.let_go(key);
+        if left == Left::Held {
+            return;
         }
-        self.link.active.set(self.link.active.get() - 1);
-        self.link.options.stats.streams_active.dec();
-        self.link.events.stream_ended();
+        if left == Left::UnderWay {
+            core.reset(key, Code::INTERNAL_ERROR, super::streams::Over::Local);
+        }
+        let writes = core.out.pending() > 0 || !core.waiting.is_empty() || self.abandoned.get();
+        drop(core);
+        if writes {
+            self.shared.touch();
+        }
+        self.active.set(self.active.get() - 1);
+        self.options.stats.streams_active.dec();
+        self.events.stream_ended();
     }
 }
 
 /// One exchange: the request's sink and the response's events. Dropped, with the response's body, before the exchange is
 /// whole, it resets the stream.
 pub struct ClientStream {
-    life: Rc<Life>,
+    client: Rc<Client>,
+    key: u32,
     stage: Stage,
-    unsent: Rc<Unsent>,
     /// The protocol that an extended CONNECT asked for.
     upgrade: Option<Bytes>,
     sent: (u64, u64),
 }
 
+#[derive(Clone, Copy, PartialEq)]
 enum Stage {
-    Idle(SendRequest<Chunk>),
-    Sent(ResponseFuture),
+    Idle,
+    Sent,
     Answered,
 }
 
 impl ClientStream {
     /// Sends the request's head.
     pub fn send_head(&mut self, head: &RequestHead, end: bool) -> Result<(), StreamError> {
-        let Stage::Idle(send) = &mut self.stage else { return Err(gone()) };
+        if self.stage != Stage::Idle {
+            return Err(gone());
+        }
         self.upgrade = head.upgrade.clone();
-        let Some(request) = head::send_request(head) else {
-            return Err(StreamError::new(Side::Ours, ResetReason::LocalReset, "http2.invalid_request_target"));
-        };
-        self.sent.0 += head::size(request.headers()) as u64;
-        let (response, stream) = send.send_request(request, end).map_err(|e| self.life.error(e).retry_safe())?;
-        *self.life.stream.borrow_mut() = Some(stream);
-        self.life.local_ended.set(end);
-        self.stage = Stage::Sent(response);
+        self.sent.0 += self.client.shared.core.borrow_mut().send_request(self.key, head, end)? as u64;
+        self.stage = Stage::Sent;
+        self.client.shared.touch();
         Ok(())
     }
 
     /// The next event of the response.
     pub fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseEvent, StreamError>> {
-        let Stage::Sent(response) = &mut self.stage else { return Poll::Ready(Err(gone())) };
-        if let Some(Ok(informational)) = ready!(response.poll_informational(cx)) {
-            return Poll::Ready(Ok(ResponseEvent::Informational(head::response(informational, None))));
+        if self.stage != Stage::Sent {
+            return Poll::Ready(Err(gone()));
         }
-        let answer = ready!(Pin::new(response).poll(cx));
-        self.stage = Stage::Answered;
-        Poll::Ready(match answer {
-            Ok(response) => self.answered(response),
-            Err(e) => {
-                if e.is_reset() && e.is_library() && e.reason() == Some(Reason::PROTOCOL_ERROR) {
-                    self.messaging_error();
-                }
-                Err(self.life.error(e))
+        let mut core = self.client.shared.core.borrow_mut();
+        let stream = &mut core.streams[self.key];
+        if let Some(head) = stream.informational.pop_front() {
+            return Poll::Ready(Ok(ResponseEvent::Informational(head)));
+        }
+        if let Some(mut head) = stream.response.take() {
+            self.stage = Stage::Answered;
+            let body = if stream.got_end && stream.received.is_empty() && stream.got_trailers.is_none() {
+                Body::Empty
+            } else {
+                stream.refs += 1;
+                Body::H2(BodyReader::new(Owner::Client(self.client.clone()), self.key))
+            };
+            if let Some(upgrade) = self.upgrade.as_ref().filter(|_| head.status == StatusCode::OK)
+                && let Ok(value) = HeaderValue::from_maybe_shared(upgrade.clone())
+            {
+                head.status = StatusCode::SWITCHING_PROTOCOLS;
+                head.headers.insert(UPGRADE, value);
             }
-        })
-    }
-
-    fn answered(&self, response: Response<h2::RecvStream>) -> Result<ResponseEvent, StreamError> {
-        let (parts, recv) = response.into_parts();
-        let head = head::response(Response::from_parts(parts, ()), self.upgrade.as_ref());
-        let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let body = BodyReader::new(recv, length, self.life.link.wire.clone(), Some(self.life.clone()));
-        self.check_limits(&head)?;
-        Ok(ResponseEvent::Head(head, Body::H2(body)))
-    }
-
-    fn check_limits(&self, head: &ResponseHead) -> Result<(), StreamError> {
-        let options = &self.life.link.options;
-        // `:status` counts too.
-        if head.headers.len() + 1 > options.max_headers_count as usize {
-            options.stats.header_overflow.inc();
-        } else if head::size(&head.headers) + 10 > options.max_response_headers_kb as usize * 1024 {
-            options.stats.header_list_size_too_large.inc();
-        } else {
-            return Ok(());
+            return Poll::Ready(Ok(ResponseEvent::Head(head, body)));
         }
-        self.life.reset(Reason::INTERNAL_ERROR);
-        Err(StreamError::new(Side::Upstream, ResetReason::ProtocolError, error::TOO_MANY_HEADERS))
-    }
-
-    /// The upstream broke HTTP's rules: that may end the connection.
-    fn messaging_error(&self) {
-        let link = &self.life.link;
-        link.options.stats.rx_messaging_error.inc();
-        if !link.options.http2.stream_error_on_invalid_http_message {
-            link.kill(ResetReason::ProtocolError, error::MESSAGING);
+        if let Some(error) = core.error(self.key) {
+            self.stage = Stage::Answered;
+            return Poll::Ready(Err(error));
         }
+        core.streams[self.key].receiver.set(cx);
+        Poll::Pending
     }
 
     /// (headers, body): bytes of names and values, and of data, given to the connection.
@@ -339,21 +329,14 @@ impl ClientStream {
         self.sent
     }
 
-    fn send(&mut self, send: impl FnOnce(&mut SendStream<Chunk>) -> Result<(), h2::Error>) -> Result<(), StreamError> {
-        match &mut *self.life.stream.borrow_mut() {
-            Some(stream) => send(stream).map_err(|e| self.life.error(e)),
-            None => Err(gone()),
-        }
+    fn check_sent(&self) -> Result<(), StreamError> {
+        if self.stage == Stage::Idle { Err(gone()) } else { Ok(()) }
     }
-}
-
-fn gone() -> StreamError {
-    StreamError::new(Side::Ours, ResetReason::LocalReset, "")
 }
 
 impl BodySink for ClientStream {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        self.unsent.poll_room(cx).map(Ok)
+        self.client.shared.core.borrow_mut().poll_room(self.key, cx)
     }
 
     fn send_data(&mut self, data: Bytes, end: bool) -> Result<(), StreamError> {
@@ -361,10 +344,10 @@ impl BodySink for ClientStream {
         if length == 0 && !end {
             return Ok(());
         }
-        let chunk = Chunk::new(data, &self.unsent);
-        self.send(|stream| stream.send_data(chunk, end))?;
+        self.check_sent()?;
+        self.client.shared.core.borrow_mut().send_data(self.key, data, end)?;
         self.sent.1 += length;
-        self.life.local_ended.set(end);
+        self.client.shared.touch();
         Ok(())
     }
 
@@ -372,19 +355,28 @@ impl BodySink for ClientStream {
         if trailers.is_empty() {
             return self.send_data(Bytes::new(), true);
         }
-        let size = head::size(&trailers) as u64;
-        self.send(|stream| stream.send_trailers(trailers))?;
+        self.check_sent()?;
+        let size = super::head::size(&trailers) as u64;
+        self.client.shared.core.borrow_mut().send_trailers(self.key, trailers)?;
         self.sent.0 += size;
-        self.life.local_ended.set(true);
+        self.client.shared.touch();
         Ok(())
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        self.unsent.poll_empty(cx).map(Ok)
+        self.client.shared.core.borrow_mut().poll_flushed(self.key, cx)
     }
 
     fn reset(&mut self, reason: ResetReason) {
-        self.life.reset(error::reset_code(reason));
+        let over = super::streams::Over::Local;
+        self.client.shared.core.borrow_mut().reset(self.key, error::reset_code(reason), over);
         self.stage = Stage::Answered;
+        self.client.shared.touch();
+    }
+}
+
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        self.client.let_go(self.key);
     }
 }

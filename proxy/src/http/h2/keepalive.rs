@@ -1,17 +1,18 @@
 //! Keepalive PINGs of one connection: are they due, were they answered in time.
 
-use super::{options::Keepalive, wire::Wire};
+use super::{core::Core, frame::put_ping, options::Keepalive};
 use crate::base::Timer;
-use h2::{Ping, PingPong};
 use std::{
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+/// What our PINGs carry.
+const PAYLOAD: [u8; 8] = *b"weftping";
+
 /// Polled by the connection's task beside the connection.
 pub(super) struct KeepaliveTimer {
     options: Keepalive,
-    pings: PingPong,
     timer: Timer,
     /// A PING is out; the count of frames read when its deadline was last moved.
     waiting: Option<u64>,
@@ -19,11 +20,10 @@ pub(super) struct KeepaliveTimer {
 }
 
 impl KeepaliveTimer {
-    /// `None` if nothing is configured or the crate gave its PINGs away before.
-    pub fn new(options: Option<&Keepalive>, pings: Option<PingPong>) -> Option<Self> {
-        let (options, pings) = (options?.clone(), pings?);
-        let mut keepalive =
-            Self { options, pings, timer: Timer::new(), waiting: None, last_frame: (0, Instant::now()) };
+    /// `None` if nothing is configured.
+    pub fn new(options: Option<&Keepalive>) -> Option<Self> {
+        let options = options?.clone();
+        let mut keepalive = Self { options, timer: Timer::new(), waiting: None, last_frame: (0, Instant::now()) };
         keepalive.schedule();
         Some(keepalive)
     }
@@ -32,42 +32,42 @@ impl KeepaliveTimer {
         self.timer.set_after(self.options.interval.map(|interval| jittered(interval, self.options.interval_jitter)));
     }
 
-    fn send(&mut self, frames: u64) {
-        if self.waiting.is_none() && self.pings.send_ping(Ping::opaque()).is_ok() {
-            self.waiting = Some(frames);
+    fn send(&mut self, core: &mut Core) {
+        if self.waiting.is_none() {
+            put_ping(core.out.buf(), 0, &PAYLOAD);
+            core.out.frame(true);
+            core.pong = None;
+            self.waiting = Some(core.frames);
             self.timer.set_after(Some(self.options.timeout));
         }
     }
 
     /// A stream is about to start: asks first if the connection still lives, after a long silence.
-    pub fn stream_starts(&mut self, wire: &Wire) {
-        self.note_frames(wire);
+    pub fn stream_starts(&mut self, core: &mut Core) {
+        self.note_frames(core);
         if let Some(idle) = self.options.connection_idle_interval
             && self.last_frame.1.elapsed() >= idle
         {
-            self.send(wire.frames());
+            self.send(core);
         }
     }
 
-    fn note_frames(&mut self, wire: &Wire) {
-        if wire.frames() != self.last_frame.0 {
-            self.last_frame = (wire.frames(), Instant::now());
+    fn note_frames(&mut self, core: &Core) {
+        if core.frames != self.last_frame.0 {
+            self.last_frame = (core.frames, Instant::now());
         }
     }
 
-    /// Ready when the peer did not answer in time.
-    pub fn poll_dead(&mut self, cx: &mut Context<'_>, wire: &Wire) -> Poll<()> {
-        self.note_frames(wire);
+    /// Ready when the peer did not answer in time. What it puts into the core is still to be written.
+    pub fn poll_dead(&mut self, cx: &mut Context<'_>, core: &mut Core) -> Poll<()> {
+        self.note_frames(core);
         loop {
             if let Some(frames) = &mut self.waiting {
-                if let Poll::Ready(pong) = self.pings.poll_pong(cx) {
-                    if pong.is_err() {
-                        return Poll::Pending; // The connection is ending anyway.
-                    }
+                if core.pong.take() == Some(PAYLOAD) {
                     self.waiting = None;
                     self.schedule();
-                } else if *frames != wire.frames() {
-                    *frames = wire.frames();
+                } else if *frames != core.frames {
+                    *frames = core.frames;
                     self.timer.set_after(Some(self.options.timeout));
                 }
             }
@@ -77,10 +77,7 @@ impl KeepaliveTimer {
             if self.waiting.is_some() {
                 return Poll::Ready(());
             }
-            self.send(wire.frames());
-            if self.waiting.is_none() {
-                return Poll::Pending;
-            }
+            self.send(core);
         }
     }
 }

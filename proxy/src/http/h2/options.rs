@@ -1,9 +1,8 @@
 //! What configuration decides about an HTTP/2 connection, with Envoy's names and defaults. Made by listeners and
 //! clusters once, shared by all their connections.
 
+use super::{frame::setting, stats::Http2Stats};
 use std::{sync::Arc, time::Duration};
-
-use super::stats::Http2Stats;
 
 /// Envoy's `Http2ProtocolOptions`.
 #[derive(Clone, Debug)]
@@ -22,6 +21,9 @@ pub struct Http2Options {
     pub max_consecutive_inbound_frames_with_empty_payload: u32,
     pub max_inbound_priority_frames_per_stream: u32,
     pub max_inbound_window_update_frames_per_data_frame_sent: u32,
+    /// Frames that may wait for the peer to read them, and those among them that answer frames of its own.
+    pub max_outbound_frames: u32,
+    pub max_outbound_control_frames: u32,
     /// RST_STREAM frames taken at once, and per second after that, before the connection is closed.
     pub stream_reset_burst: u64,
     pub stream_reset_rate: u64,
@@ -95,6 +97,8 @@ impl Default for Http2Options {
             max_consecutive_inbound_frames_with_empty_payload: 1,
             max_inbound_priority_frames_per_stream: 100,
             max_inbound_window_update_frames_per_data_frame_sent: 10,
+            max_outbound_frames: 10_000,
+            max_outbound_control_frames: 1000,
             stream_reset_burst: 1000,
             stream_reset_rate: 33,
             stream_error_on_invalid_http_message: false,
@@ -137,19 +141,13 @@ impl Http2Options {
     pub(super) fn settings(&self, client: bool) -> Vec<(u16, u32)> {
         let mut settings = Vec::with_capacity(5 + self.custom_settings_parameters.len());
         if client {
-            settings.push((2, 0));
+            settings.push((setting::ENABLE_PUSH, 0));
         }
         settings.extend(self.custom_settings_parameters.iter().copied());
-        settings.push((1, self.hpack_table_size));
-        settings.push((8, self.allow_connect.into()));
-        settings.push((3, self.max_concurrent_streams));
-        settings.push((4, self.initial_stream_window_size));
+        settings.push((setting::HEADER_TABLE_SIZE, self.hpack_table_size));
+        settings.push((setting::ENABLE_CONNECT_PROTOCOL, self.allow_connect.into()));
+        settings.push((setting::MAX_CONCURRENT_STREAMS, self.max_concurrent_streams));
+        settings.push((setting::INITIAL_WINDOW_SIZE, self.initial_stream_window_size));
         settings
-    }
-
-    /// Bytes of a header list, as the crate counts them, from which it refuses on its own, and in a way that is not
-    /// Envoy's. Our own limit comes well before, except for heads that are far too large.
-    pub(super) fn crate_header_list_size(max_headers_kb: u32, max_headers_count: u32) -> u32 {
-        max_headers_kb.saturating_mul(4096).saturating_add(max_headers_count.saturating_mul(32)).min(1 << 26)
     }
 }

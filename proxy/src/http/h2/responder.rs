@@ -1,95 +1,91 @@
 //! The sending half of a downstream stream.
 
-use super::{
-    chunk::{Chunk, Unsent},
-    error, head,
-    wire::{PendingReset, Wire},
-};
+use super::{connection::Shared, core::Left, error, frame::Code, send::gone};
 use crate::{
-    base::{ResetReason, Side, StreamError},
+    base::{ResetReason, StreamError},
     http::{BodySink, ResponseHead},
 };
 use bytes::Bytes;
-use h2::{Reason, SendStream, server::SendResponse};
 use http::HeaderMap;
 use std::{
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 /// Answers one stream. Dropped before the response is whole, it resets the stream.
 pub struct Responder {
+    shared: Rc<Shared>,
+    /// `None`: there is nobody to answer.
+    key: Option<u32>,
     stage: Stage,
-    unsent: Rc<Unsent>,
-    wire: Rc<Wire>,
     /// The request was an extended CONNECT.
     upgraded: bool,
     sent: (u64, u64),
 }
 
+#[derive(PartialEq)]
 enum Stage {
-    Head(SendResponse<Chunk>),
-    Body(SendStream<Chunk>),
-    /// Everything was given to the crate.
-    Ended(SendStream<Chunk>),
-    /// There is nobody to answer.
-    Gone,
+    Head,
+    Body,
+    /// Everything was given to the connection.
+    Ended,
 }
 
 impl Responder {
-    pub(super) fn new(send: SendResponse<Chunk>, upgraded: bool, wire: Rc<Wire>) -> Self {
-        wire.stats().streams_active.inc();
-        Self { stage: Stage::Head(send), unsent: Rc::default(), wire, upgraded, sent: (0, 0) }
+    /// The key is held already.
+    pub(super) fn new(shared: Rc<Shared>, key: u32, upgraded: bool) -> Self {
+        shared.core.borrow().stats.streams_active.inc();
+        Self { shared, key: Some(key), stage: Stage::Head, upgraded, sent: (0, 0) }
     }
 
     /// For a stream that ended before it could be served.
-    pub(super) fn gone(wire: Rc<Wire>) -> Self {
-        Self { stage: Stage::Gone, unsent: Rc::default(), wire, upgraded: false, sent: (0, 0) }
-    }
-
-    fn fail(&self, error: h2::Error) -> StreamError {
-        error::stream_error(Side::Downstream, error, self.wire.closed(Side::Downstream))
+    pub(super) fn gone(shared: Rc<Shared>) -> Self {
+        Self { shared, key: None, stage: Stage::Head, upgraded: false, sent: (0, 0) }
     }
 
     fn gone_error(&self) -> StreamError {
-        let closed = self.wire.closed(Side::Downstream);
-        closed.unwrap_or_else(|| StreamError::new(Side::Ours, ResetReason::LocalReset, ""))
+        self.shared.core.borrow().closed().unwrap_or_else(gone)
+    }
+
+    /// The key, in this stage.
+    fn at(&self, stage: Stage) -> Result<u32, StreamError> {
+        self.key.filter(|_| self.stage == stage).ok_or_else(|| self.gone_error())
     }
 
     /// Sends a 1xx response.
     pub fn send_informational(&mut self, head: ResponseHead) -> Result<(), StreamError> {
-        let Stage::Head(send) = &mut self.stage else { return Err(self.gone_error()) };
-        send.send_informational(head::send_response(head, false)).map_err(|e| self.fail(e))
+        let key = self.at(Stage::Head)?;
+        self.shared.core.borrow_mut().send_response(key, &head, false, false)?;
+        self.shared.touch();
+        Ok(())
     }
 
     /// Sends the response's head.
     pub fn send_head(&mut self, head: ResponseHead, end: bool) -> Result<(), StreamError> {
-        let Stage::Head(send) = &mut self.stage else { return Err(self.gone_error()) };
-        let response = head::send_response(head, self.upgraded);
-        self.sent.0 += head::size(response.headers()) as u64;
-        let stream = send.send_response(response, end).map_err(|e| self.fail(e))?;
-        self.stage = if end { Stage::Ended(stream) } else { Stage::Body(stream) };
+        let key = self.at(Stage::Head)?;
+        let size = self.shared.core.borrow_mut().send_response(key, &head, self.upgraded, end)?;
+        self.sent.0 += size as u64;
+        self.stage = if end { Stage::Ended } else { Stage::Body };
+        self.shared.touch();
         Ok(())
     }
 
     /// Ready once the client reset the stream or the connection ended.
     pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        let reset = match &mut self.stage {
-            Stage::Head(send) => send.poll_reset(cx),
-            Stage::Body(stream) | Stage::Ended(stream) => stream.poll_reset(cx),
-            Stage::Gone => return Poll::Ready(self.gone_error()),
-        };
-        let reset = ready!(reset);
-        Poll::Ready(match (self.wire.closed(Side::Downstream), reset) {
-            (Some(closed), _) => closed,
-            (None, Ok(code)) => error::remote_reset(Side::Downstream, code),
-            (None, Err(e)) => self.fail(e),
-        })
+        let Some(key) = self.key else { return Poll::Ready(self.gone_error()) };
+        let mut core = self.shared.core.borrow_mut();
+        if let Some(error) = core.error(key) {
+            return Poll::Ready(error);
+        }
+        core.streams[key].watcher.set(cx);
+        Poll::Pending
     }
 
-    /// Starts the drain of the connection.
+    /// Starts the drain of the connection. A stream that was refused ends alone.
     pub fn close_connection(&mut self) {
-        self.wire.request_drain();
+        if self.key.is_some() {
+            self.shared.request_drain();
+        }
     }
 
     /// (headers, body): bytes of names and values, and of data, given to the connection.
@@ -97,25 +93,28 @@ impl Responder {
         self.sent
     }
 
-    fn body(&mut self) -> Result<&mut SendStream<Chunk>, StreamError> {
-        if matches!(self.stage, Stage::Body(_)) {
-            let Stage::Body(stream) = &mut self.stage else { unreachable!("just seen") };
-            return Ok(stream);
+    /// Gives the stream up; what is not whole is reset with `code`.
+    fn end(&mut self, code: Code) {
+        let Some(key) = self.key.take() else { return };
+        let mut core = self.shared.core.borrow_mut();
+        core.stats.streams_active.dec();
+        if self.stage != Stage::Ended || code != Code::NO_ERROR {
+            core.abandon(key, code);
         }
-        Err(self.gone_error())
-    }
-
-    fn ended(&mut self) {
-        self.stage = match std::mem::replace(&mut self.stage, Stage::Gone) {
-            Stage::Body(stream) => Stage::Ended(stream),
-            stage => stage,
-        };
+        if core.let_go(key) == Left::UnderWay {
+            core.abandon(key, Code::NO_ERROR);
+        }
+        drop(core);
+        self.shared.touch();
     }
 }
 
 impl BodySink for Responder {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        self.unsent.poll_room(cx).map(Ok)
+        match self.key {
+            Some(key) => self.shared.core.borrow_mut().poll_room(key, cx),
+            None => Poll::Ready(Ok(())),
+        }
     }
 
     fn send_data(&mut self, data: Bytes, end: bool) -> Result<(), StreamError> {
@@ -123,14 +122,13 @@ impl BodySink for Responder {
         if length == 0 && !end {
             return Ok(());
         }
-        let chunk = Chunk::new(data, &self.unsent);
-        if let Err(e) = self.body()?.send_data(chunk, end) {
-            return Err(self.fail(e));
-        }
+        let key = self.at(Stage::Body)?;
+        self.shared.core.borrow_mut().send_data(key, data, end)?;
         self.sent.1 += length;
         if end {
-            self.ended();
+            self.stage = Stage::Ended;
         }
+        self.shared.touch();
         Ok(())
     }
 
@@ -138,43 +136,31 @@ impl BodySink for Responder {
         if trailers.is_empty() {
             return self.send_data(Bytes::new(), true);
         }
-        let size = head::size(&trailers) as u64;
-        if let Err(e) = self.body()?.send_trailers(trailers) {
-            return Err(self.fail(e));
-        }
+        let key = self.at(Stage::Body)?;
+        let size = super::head::size(&trailers) as u64;
+        self.shared.core.borrow_mut().send_trailers(key, trailers)?;
         self.sent.0 += size;
-        self.ended();
+        self.stage = Stage::Ended;
+        self.shared.touch();
         Ok(())
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        self.unsent.poll_empty(cx).map(Ok)
+        match self.key {
+            Some(key) => self.shared.core.borrow_mut().poll_flushed(key, cx),
+            None => Poll::Ready(Ok(())),
+        }
     }
 
     fn reset(&mut self, reason: ResetReason) {
-        self.end(Some(error::reset_code(reason)));
-    }
-}
-
-impl Responder {
-    /// Gives the stream up, with an RST_STREAM of `code`.
-    fn end(&mut self, code: Option<Reason>) {
-        match (std::mem::replace(&mut self.stage, Stage::Gone), code) {
-            (Stage::Gone, _) => return,
-            (Stage::Head(send), Some(code)) => self.wire.reset_soon(PendingReset::Head(send, code)),
-            (Stage::Body(stream) | Stage::Ended(stream), Some(code)) => {
-                self.wire.reset_soon(PendingReset::Body(stream, code));
-            }
-            (_, None) => {}
-        }
-        self.wire.stats().streams_active.dec();
+        self.end(error::reset_code(reason));
     }
 }
 
 impl Drop for Responder {
-    /// After a whole response the crate asks the client to stop sending (NO_ERROR), once the request's body is dropped too.
+    /// After a whole response the client is asked to stop sending (NO_ERROR), once the request's body is dropped too.
     fn drop(&mut self) {
-        let whole = matches!(self.stage, Stage::Ended(_));
-        self.end((!whole).then_some(Reason::INTERNAL_ERROR));
+        let whole = self.stage == Stage::Ended;
+        self.end(if whole { Code::NO_ERROR } else { Code::INTERNAL_ERROR });
     }
 }

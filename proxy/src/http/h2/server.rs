@@ -6,24 +6,24 @@
 
 use super::{
     BodyReader, Responder,
-    chunk::{Chunk, HIGH_WATERMARK},
+    body::Owner,
+    connection::{Link, Shared},
+    core::{Core, Fatal},
     error,
-    head::{self, Refusal},
+    frame::Code,
+    head::{Incoming, Refusal},
     keepalive::KeepaliveTimer,
-    options::{Http2Options, ServerOptions},
-    wire::{PendingReset, Wire, WireIo},
+    options::ServerOptions,
+    receive::Step,
 };
 use crate::{
     base::{Drain, ResetReason, Timer, clock, drain::DrainWatch},
     http::{BadRequest, Body, RequestHead, StreamService, codec::ConnectionEvent, service},
     transport::Io,
 };
-use foldhash::{HashSet, HashSetExt};
 use futures_util::{StreamExt, stream::FuturesUnordered, task::AtomicWaker};
-use h2::{Reason, RecvStream, server::SendResponse};
-use http::{Request, StatusCode};
+use http::StatusCode;
 use std::{
-    collections::VecDeque,
     future::{Future, poll_fn},
     pin::Pin,
     rc::Rc,
@@ -34,8 +34,8 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-/// How many streams are remembered after they were served.
-const RECENT: usize = 16;
+/// Requests that are begun before those that were begun are looked at.
+const HEADS_AT_ONCE: usize = 8;
 
 /// Serves one connection to its end. `event` is called when something happens to the connection as a whole.
 pub async fn serve<S: StreamService + 'static>(
@@ -45,86 +45,40 @@ pub async fn serve<S: StreamService + 'static>(
     drain: Drain,
     event: impl Fn(ConnectionEvent),
 ) {
-    let http2 = &options.http2;
     options.stats.nghttp2_downstream_connections.inc();
-    let wire = Wire::new(io, http2, false, options.stats.clone());
-    let handshake = builder(http2, &options).handshake::<_, Chunk>(WireIo(wire.clone()));
-    // The client's preface is owed like a first request is.
-    let handshake = match options.idle_timeout {
-        Some(limit) => tokio::time::timeout(limit, handshake).await,
-        None => Ok(handshake.await),
-    };
-    let linger = match handshake {
-        Ok(Ok(h2)) => {
-            let mut connection = Connection::new(h2, wire.clone(), options.clone(), drain.watch(), &event);
-            let serve = |request, body, responder| -> Served {
-                clock::hold(|| Box::pin(service.serve(request, body, responder)))
-            };
-            let reject = |bad, responder| -> Served { Box::pin(service.reject(bad, responder)) };
-            let linger = connection.run(serve, reject).await;
-            if connection.stage != Stage::Open {
-                event(ConnectionEvent::ClosedByUs);
-            }
-            linger
-        }
-        Ok(Err(e)) => {
-            if e.get_io().is_none() {
-                event(ConnectionEvent::ProtocolError);
-            }
-            true
-        }
-        Err(_) => {
-            event(ConnectionEvent::IdleTimeout);
-            false
-        }
-    };
+    let limits = (options.max_request_headers_kb, options.max_headers_count);
+    let core = Core::new(false, &options.http2, limits, options.stats.clone());
+    let mut connection = Connection::new(io, Rc::new(Shared::new(core)), options.clone(), drain.watch(), &event);
+    let serve =
+        |request, body, responder| -> Served { clock::hold(|| Box::pin(service.serve(request, body, responder))) };
+    let reject = |bad, responder| -> Served { Box::pin(service.reject(bad, responder)) };
+    let linger = connection.run(serve, reject).await;
+    if connection.stage != Stage::Open {
+        event(ConnectionEvent::ClosedByUs);
+    }
     if linger && let Some(limit) = options.delayed_close_timeout.filter(|limit| !limit.is_zero()) {
-        let _ = tokio::time::timeout(limit, poll_fn(|cx| wire.poll_linger(cx))).await;
+        let Connection { link, shared, .. } = &mut connection;
+        let linger = poll_fn(|cx| link.poll_linger(&mut shared.core.borrow_mut(), cx));
+        let _ = tokio::time::timeout(limit, linger).await;
     }
-    wire.close();
-}
-
-fn builder(http2: &Http2Options, options: &ServerOptions) -> h2::server::Builder {
-    let mut builder = h2::server::Builder::new();
-    builder
-        .header_table_size(http2.hpack_table_size)
-        .max_concurrent_streams(http2.max_concurrent_streams)
-        .initial_window_size(http2.initial_stream_window_size)
-        .initial_connection_window_size(http2.initial_connection_window_size)
-        .max_header_list_size(Http2Options::crate_header_list_size(
-            options.max_request_headers_kb,
-            options.max_headers_count,
-        ))
-        .max_send_buffer_size(HIGH_WATERMARK * 2)
-        // Envoy's own limits on resets and on empty frames are kept by `Wire`; the crate's may not come before them.
-        .max_concurrent_reset_streams(1024)
-        .max_pending_accept_reset_streams(usize::try_from(http2.stream_reset_burst).unwrap_or(usize::MAX))
-        .data_frame_budget(usize::MAX);
-    if http2.allow_connect {
-        builder.enable_connect_protocol();
-    }
-    builder
 }
 
 /// A stream while it is served: in a box, so that what is left of it while something may still wake it is small.
 type Served = Pin<Box<dyn Future<Output = ()>>>;
 
-struct Running {
-    id: u32,
-    future: Served,
-}
+struct Running(Served);
 
 impl Future for Running {
-    type Output = u32;
+    type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<u32> {
-        clock::hold(|| self.future.as_mut().poll(cx)).map(|()| self.id)
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        clock::hold(|| self.0.as_mut().poll(cx))
     }
 }
 
 struct Connection<'a, E> {
-    h2: h2::server::Connection<WireIo, Chunk>,
-    wire: Rc<Wire>,
+    link: Link,
+    shared: Rc<Shared>,
     options: Rc<ServerOptions>,
     drain: DrainWatch,
     stage: Stage,
@@ -132,10 +86,6 @@ struct Connection<'a, E> {
     idle: Timer,
     age: Timer,
     keepalive: Option<KeepaliveTimer>,
-    /// Streams that are being served.
-    active: HashSet<u32>,
-    /// Streams that were served last: a reset of theirs may still be under way.
-    recent: VecDeque<u32>,
     accepted: u64,
     event: &'a E,
 }
@@ -152,24 +102,25 @@ enum Stage {
     Aborting,
 }
 
-/// A request as the crate accepted it.
-type Accepted = (Request<RecvStream>, SendResponse<Chunk>);
+/// What came of reading.
+enum Read {
+    /// Nothing more is there.
+    Idle,
+    /// There may be more.
+    Again,
+    /// There is more, but what was begun comes first.
+    Heads,
+}
 
 impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
-    fn new(
-        mut h2: h2::server::Connection<WireIo, Chunk>,
-        wire: Rc<Wire>,
-        options: Rc<ServerOptions>,
-        drain: DrainWatch,
-        event: &'a E,
-    ) -> Self {
-        let keepalive = KeepaliveTimer::new(options.http2.connection_keepalive.as_ref(), h2.ping_pong());
+    fn new(io: Io, shared: Rc<Shared>, options: Rc<ServerOptions>, drain: DrainWatch, event: &'a E) -> Self {
+        let keepalive = KeepaliveTimer::new(options.http2.connection_keepalive.as_ref());
         let (mut idle, mut age) = (Timer::new(), Timer::new());
         idle.set_after(options.idle_timeout);
         age.set_after(options.max_connection_duration);
         Self {
-            h2,
-            wire,
+            link: Link::new(io),
+            shared,
             options,
             drain,
             stage: Stage::Open,
@@ -177,8 +128,6 @@ impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
             idle,
             age,
             keepalive,
-            active: HashSet::new(),
-            recent: VecDeque::new(),
             accepted: 0,
             event,
         }
@@ -192,35 +141,43 @@ impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
     ) -> bool {
         let signal = Arc::new(Signal::default());
         let waker = Waker::from(signal.clone());
-        self.wire.set_owner(waker.clone());
         let mut streams = FuturesUnordered::new();
         poll_fn(|cx| {
             signal.task.register(cx.waker());
-            signal.busy.store(true, Ordering::Release);
+            signal.busy.store(true, Ordering::Relaxed);
+            self.shared.resume(cx);
             let turn = loop {
-                let mut over = Poll::Pending;
-                if signal.woken.swap(false, Ordering::AcqRel) {
-                    over = self.poll_connection(&mut Context::from_waker(&waker), |id, admitted| {
-                        let future = match admitted {
-                            Admitted::Serve(request, body, responder) => serve(request, body, responder),
-                            Admitted::Reject(bad) => reject(bad.0, bad.1),
-                        };
-                        streams.push(Running { id, future });
-                    });
+                signal.woken.store(false, Ordering::Relaxed);
+                self.shared.take_dirty();
+                let read = self.read(cx, |admitted| {
+                    streams.push(Running(match admitted {
+                        Admitted::Serve(request, body, responder) => serve(request, body, responder),
+                        Admitted::Reject(bad) => reject(bad.0, bad.1),
+                    }));
+                });
+                while let Poll::Ready(Some(())) = streams.poll_next_unpin(&mut Context::from_waker(&waker)) {
+                    if streams.is_empty() {
+                        self.idle.set_after(self.options.idle_timeout);
+                    }
                 }
-                while let Poll::Ready(Some(id)) = streams.poll_next_unpin(cx) {
-                    self.ended(id);
+                if matches!(read, Read::Heads) {
+                    continue;
                 }
+                let timed = self.poll_timers(cx);
+                let over = self.write(streams.is_empty(), cx);
                 if over.is_ready() {
+                    // Those who waited for something else learn of the end.
+                    while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
                     break over;
                 }
-                if self.poll_timers(cx) {
-                    signal.woken.store(true, Ordering::Release);
-                }
-                if !signal.woken.load(Ordering::Acquire) {
+                let idle = matches!(read, Read::Idle) && !timed;
+                if idle && !self.shared.take_dirty() && !signal.woken.load(Ordering::Acquire) {
+                    self.link.rest();
+                    self.shared.core.borrow_mut().rest();
                     break Poll::Pending;
                 }
             };
+            self.shared.pause();
             signal.busy.store(false, Ordering::Release);
             if turn.is_pending() && signal.woken.load(Ordering::Acquire) {
                 cx.waker().wake_by_ref();
@@ -230,167 +187,150 @@ impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
         .await
     }
 
-    /// Moves the connection on; ready when it is over.
-    fn poll_connection(&mut self, cx: &mut Context<'_>, mut start: impl FnMut(u32, Admitted)) -> Poll<bool> {
+    /// Takes what came, and reads once if that was everything.
+    fn read(&mut self, cx: &mut Context<'_>, mut start: impl FnMut(Admitted)) -> Read {
+        let (mut filled, mut heads) = (false, 0);
         loop {
-            match self.h2.poll_accept(cx) {
-                Poll::Ready(Some(Ok(accepted))) => {
-                    let id = accepted.1.stream_id().as_u32();
-                    start(id, self.admit(id, accepted));
-                }
-                Poll::Ready(Some(Err(e))) => return Poll::Ready(self.failed(&e)),
-                Poll::Ready(None) => {
-                    self.wire.set_closed(ResetReason::ConnectionTermination, "");
-                    return Poll::Ready(true);
-                }
-                // Reading may have been stopped only until the heads read so far were accepted.
-                Poll::Pending if self.wire.accepted() => {}
-                Poll::Pending if self.wire.reset_now() => {}
-                Poll::Pending => break,
+            if self.shared.core.borrow().is_closed() {
+                return Read::Idle;
             }
-        }
-        for (id, code) in self.wire.take_held() {
-            self.settle(id, code, &mut start);
-        }
-        if self.wire.is_killed() {
-            return Poll::Ready(true);
-        }
-        if self.wire.too_many_resets() && self.stage != Stage::Aborting {
-            self.abort(Reason::INTERNAL_ERROR);
-            return self.poll_connection(cx, start);
-        }
-        match self.wire.poll_insert(cx) {
-            Poll::Ready(Err(_)) => {
-                self.wire.kill(ResetReason::ConnectionTermination, "");
-                Poll::Ready(false)
+            let step = self.shared.core.borrow_mut().receive(&mut self.link.input);
+            match step {
+                Ok(Step::More) if filled => return Read::Again,
+                Ok(Step::More) => match self.link.poll_fill(cx) {
+                    Poll::Ready(Ok(n)) if n > 0 => filled = true,
+                    Poll::Ready(_) => self.shared.core.borrow_mut().close(ResetReason::ConnectionTermination, ""),
+                    Poll::Pending => return Read::Idle,
+                },
+                Ok(Step::Request(id, incoming, end)) => {
+                    start(self.admit(id, incoming, end));
+                    heads += 1;
+                    if heads == HEADS_AT_ONCE {
+                        return Read::Heads;
+                    }
+                }
+                Ok(Step::TooMany(id)) => self.too_many(id),
+                Ok(Step::Malformed) | Err(Fatal::Killed) => {}
+                Err(Fatal::Error(code)) => self.abort(code),
             }
-            _ => Poll::Pending,
+            if self.shared.core.borrow().too_many_resets {
+                self.abort(Code::INTERNAL_ERROR);
+            }
         }
     }
 
-    fn admit(&mut self, id: u32, (request, send): Accepted) -> Admitted {
-        self.active.insert(id);
+    /// The client began a stream that is one too many. It may not know better before it has read our SETTINGS.
+    fn too_many(&mut self, id: u32) {
+        self.options.stats.stream_refused_errors.inc();
+        if !self.shared.core.borrow().settings_acked {
+            return self.shared.core.borrow_mut().put_reset(id, Code::REFUSED_STREAM);
+        }
+        self.abort(Code::PROTOCOL_ERROR);
+    }
+
+    /// Writes what there is; ready when the connection is over.
+    fn write(&mut self, is_idle: bool, cx: &mut Context<'_>) -> Poll<bool> {
+        let core = &mut *self.shared.core.borrow_mut();
+        if core.is_killed() {
+            return Poll::Ready(true);
+        }
+        let written = self.link.poll_write(core, cx);
+        if let Poll::Ready(Err(_)) = written {
+            core.close(ResetReason::ConnectionTermination, "");
+            return Poll::Ready(false);
+        }
+        if core.is_closed() {
+            return Poll::Ready(self.stage == Stage::Aborting);
+        }
+        if self.stage == Stage::Draining && is_idle && core.streams.is_empty() && written.is_ready() {
+            core.close(ResetReason::ConnectionTermination, "");
+            return Poll::Ready(true);
+        }
+        Poll::Pending
+    }
+
+    fn admit(&mut self, id: u32, incoming: Incoming, end: bool) -> Admitted {
         self.idle.clear();
         self.accepted += 1;
         if self.options.max_requests_per_connection.is_some_and(|max| self.accepted == u64::from(max)) {
             (self.event)(ConnectionEvent::MaxRequests);
-            self.wire.request_drain();
+            self.shared.request_drain();
         }
-        let (parts, recv) = request.into_parts();
-        let refused = match head::request(Request::from_parts(parts, ()), &self.options) {
+        let request = incoming.request(&self.options).and_then(|(head, length)| {
+            let belied = end && length.is_some_and(|length| length > 0);
+            if belied { Err((Refusal::Messaging, Some(Box::new(head)))) } else { Ok((head, length)) }
+        });
+        let refused = match request {
             Ok((head, length)) => {
-                let body = if recv.is_end_stream() {
-                    Body::Empty
-                } else {
-                    Body::H2(BodyReader::new(recv, length, self.wire.clone(), None))
-                };
-                let responder = Responder::new(send, head.upgrade.is_some(), self.wire.clone());
+                let key = self.shared.core.borrow_mut().accept(id, end, length, if end { 1 } else { 2 });
+                let body =
+                    if end { Body::Empty } else { Body::H2(BodyReader::new(Owner::Server(self.shared.clone()), key)) };
+                let responder = Responder::new(self.shared.clone(), key, head.upgrade.is_some());
                 return Admitted::Serve(head, body, service::Responder::H2(responder));
             }
             Err(refused) => refused,
         };
         let (status, details) = match refused.0 {
             Refusal::Policy(details) => {
-                self.wire.reset_soon(PendingReset::Head(send, Reason::INTERNAL_ERROR));
+                self.shared.core.borrow_mut().put_reset(id, Code::INTERNAL_ERROR);
                 let large = details == error::TOO_MANY_HEADERS;
                 (if large { StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE } else { StatusCode::BAD_REQUEST }, details)
             }
             Refusal::Messaging => {
-                self.messaging_error();
-                if !self.wire.is_killed() {
-                    self.wire.reset_soon(PendingReset::Head(send, Reason::PROTOCOL_ERROR));
-                }
+                self.messaging_error(id);
                 (StatusCode::BAD_REQUEST, error::MESSAGING)
             }
         };
-        self.reject(status, details, Some(refused.1))
-    }
-
-    fn reject(&self, status: StatusCode, details: &'static str, head: Option<Box<RequestHead>>) -> Admitted {
-        let responder = service::Responder::H2(Responder::gone(self.wire.clone()));
-        Admitted::Reject(Box::new((BadRequest { status, details, head }, responder)))
+        let responder = service::Responder::H2(Responder::gone(self.shared.clone()));
+        Admitted::Reject(Box::new((BadRequest { status, details, head: refused.1 }, responder)))
     }
 
     /// The peer broke HTTP's rules on a stream: that may end the connection.
-    fn messaging_error(&self) {
+    fn messaging_error(&self, id: u32) {
         self.options.stats.rx_messaging_error.inc();
-        if !self.options.http2.stream_error_on_invalid_http_message {
-            self.wire.kill(ResetReason::ConnectionTermination, error::MESSAGING);
-            (self.event)(ConnectionEvent::ProtocolError);
-        }
-    }
-
-    /// Decides about a reset that the crate wants to send.
-    fn settle(&mut self, id: u32, code: u32, start: &mut impl FnMut(u32, Admitted)) {
-        if self.active.contains(&id) || self.recent.contains(&id) {
-            // Of a stream that was accepted: ours, or a body that belies its content-length.
-            self.wire.release(id, code);
-        } else if code == u32::from(Reason::REFUSED_STREAM) {
-            self.options.stats.stream_refused_errors.inc();
-            if self.wire.settings_acked() {
-                self.abort(Reason::PROTOCOL_ERROR);
-            } else {
-                self.wire.release(id, code);
-            }
+        if self.options.http2.stream_error_on_invalid_http_message {
+            self.shared.core.borrow_mut().put_reset(id, Code::PROTOCOL_ERROR);
         } else {
-            self.messaging_error();
-            if !self.wire.is_killed() {
-                self.wire.release(id, code);
-            }
-            start(id, self.reject(StatusCode::BAD_REQUEST, error::MESSAGING, None));
+            self.shared.core.borrow_mut().kill(ResetReason::ConnectionTermination, error::MESSAGING);
+            (self.event)(ConnectionEvent::ProtocolError);
         }
     }
 
     /// Ends the connection with a GOAWAY of `code`.
-    fn abort(&mut self, code: Reason) {
+    fn abort(&mut self, code: Code) {
         if self.stage != Stage::Aborting {
             self.stage = Stage::Aborting;
             (self.event)(ConnectionEvent::ProtocolError);
-            self.h2.abrupt_shutdown(code);
+            self.shared.core.borrow_mut().fail(code, ResetReason::ConnectionTermination, "");
         }
     }
 
-    /// The connection ended with an error; true if the peer should get the chance to read our GOAWAY.
-    fn failed(&self, e: &h2::Error) -> bool {
-        self.wire.set_closed(ResetReason::ConnectionTermination, "");
-        let ours = e.is_go_away() && e.is_library();
-        if ours {
-            (self.event)(ConnectionEvent::ProtocolError);
-        }
-        ours || self.wire.is_killed()
-    }
-
-    fn ended(&mut self, id: u32) {
-        self.active.remove(&id);
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(id);
-        if self.active.is_empty() {
-            self.idle.set_after(self.options.idle_timeout);
-        }
-    }
-
-    /// True if the connection has to be polled (again).
+    /// True if the connection has to be seen to (again).
     fn poll_timers(&mut self, cx: &mut Context<'_>) -> bool {
-        if let Some(keepalive) = &mut self.keepalive
-            && keepalive.poll_dead(cx, &self.wire).is_ready()
-        {
-            self.options.stats.keepalive_timeout.inc();
-            self.wire.kill(ResetReason::ConnectionTermination, error::PING_TIMEOUT);
-            return true;
+        if let Some(keepalive) = &mut self.keepalive {
+            let core = &mut *self.shared.core.borrow_mut();
+            let before = core.out.pending();
+            if keepalive.poll_dead(cx, core).is_ready() {
+                self.options.stats.keepalive_timeout.inc();
+                core.kill(ResetReason::ConnectionTermination, error::PING_TIMEOUT);
+                return true;
+            }
+            if core.out.pending() != before {
+                return true;
+            }
         }
         let stage = self.stage;
         match stage {
             Stage::Open if self.poll_drain(cx) => {
                 self.stage = Stage::Warned;
-                self.h2.graceful_shutdown();
+                self.shared.core.borrow_mut().put_goaway(0x7fff_ffff, Code::NO_ERROR);
                 self.drain_timer.set_after(Some(self.options.drain_timeout));
                 true
             }
             Stage::Warned if self.drain_timer.poll(cx).is_ready() => {
                 self.stage = Stage::Draining;
-                self.wire.finish_drain();
+                let core = &mut *self.shared.core.borrow_mut();
+                core.put_goaway(core.last, Code::NO_ERROR);
                 true
             }
             _ => false,
@@ -399,7 +339,7 @@ impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
 
     /// True when the drain has to start.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.wire.drain_requested() || self.drain.poll(cx).is_ready() {
+        if self.shared.drain_requested() || self.drain.poll(cx).is_ready() {
             return true;
         }
         if self.age.poll(cx).is_ready() {
@@ -408,20 +348,25 @@ impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
         }
         if self.idle.poll(cx).is_ready() {
             (self.event)(ConnectionEvent::IdleTimeout);
+            let core = &mut *self.shared.core.borrow_mut();
+            if core.frames == 0 {
+                // Who has not even begun to speak HTTP/2 needs no GOAWAY.
+                core.close(ResetReason::ConnectionTermination, "");
+            }
             return true;
         }
         false
     }
 }
 
-/// What becomes of an accepted request.
+/// What becomes of a request.
 #[expect(clippy::large_enum_variant, reason = "moved once, straight into the stream's future")]
 enum Admitted {
     Serve(RequestHead, Body, service::Responder),
     Reject(Box<(BadRequest, service::Responder)>),
 }
 
-/// The crate's waker. While the connection's task runs, it only notes that the connection is to be polled once more.
+/// The streams' waker. While the connection's task runs, it only notes that they are to be looked at once more.
 struct Signal {
     task: AtomicWaker,
     busy: AtomicBool,

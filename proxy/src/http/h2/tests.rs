@@ -264,7 +264,7 @@ fn a_slow_reader_holds_its_sender_back_and_nobody_else() {
         settle().await;
         // Our window, the server's unsent bytes, and what is being moved.
         let held = world.toy.0.received.get();
-        assert!(held < 65_535 + 3 * chunk::HIGH_WATERMARK as u64, "{held}");
+        assert!(held < 65_535 + 3 * send::HIGH_WATERMARK as u64, "{held}");
         assert_eq!(world.get("/other").await.expect("answered").0.status, 200);
         let mut read = 0;
         while let Some(piece) = frame(&mut body).await {
