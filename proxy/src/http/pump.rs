@@ -16,6 +16,8 @@ pub struct Pump {
     replay: Option<Replay>,
     /// A second receiver of everything that passes.
     tees: Vec<Tee>,
+    keeps_trailers: bool,
+    trailers: Option<HeaderMap>,
     splicing: Splicing,
 }
 
@@ -71,7 +73,16 @@ pub enum PumpError {
 
 impl Pump {
     pub fn new(source: Body) -> Self {
-        Self { source, state: State::Moving, bytes: 0, replay: None, tees: Vec::new(), splicing: Splicing::default() }
+        Self {
+            source,
+            state: State::Moving,
+            bytes: 0,
+            replay: None,
+            tees: Vec::new(),
+            keeps_trailers: false,
+            trailers: None,
+            splicing: Splicing::default(),
+        }
     }
 
     /// Keeps what passes, up to `limit` bytes, so that the message can be sent again. Too late once something has passed.
@@ -80,6 +91,16 @@ impl Pump {
             return;
         }
         self.replay.get_or_insert_with(|| Replay { limit, ..Replay::default() });
+    }
+
+    /// Keeps a copy of the trailers, for [`Pump::take_trailers`].
+    pub fn keep_trailers(&mut self) {
+        self.keeps_trailers = true;
+    }
+
+    /// The trailers, if they passed and were to be kept.
+    pub fn take_trailers(&mut self) -> Option<HeaderMap> {
+        self.trailers.take()
     }
 
     pub fn add_tee(&mut self, tee: Tee) {
@@ -181,6 +202,9 @@ impl Pump {
                     if let Some(replay) = &mut self.replay {
                         replay.trailers = Some(trailers.clone());
                         replay.is_whole = true;
+                    }
+                    if self.keeps_trailers {
+                        self.trailers = Some(trailers.clone());
                     }
                     self.tees.iter_mut().for_each(|tee| tee(TeeFrame::Trailers(&trailers)));
                     self.end();

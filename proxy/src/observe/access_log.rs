@@ -143,8 +143,7 @@ fn matches(filter: &AccessLogFilter, facts: &Facts<'_>, runtime: &RuntimeSnapsho
                 .and_then(crate::http::grpc::status)
                 .or_else(|| crate::http::grpc::status(&facts.response?.headers))
                 .unwrap_or_else(|| {
-                    http::StatusCode::from_u16(info.response_code)
-                        .map_or(2, |s| if s == 200 { 0 } else { crate::http::grpc::status_of(s) })
+                    http::StatusCode::from_u16(info.response_code).map_or(2, crate::http::grpc::status_of)
                 });
             statuses.contains(&status) != *exclude
         }

@@ -632,16 +632,16 @@ fn address<'a>(facts: &Facts<'a>, which: Which) -> Option<&'a Address> {
 }
 
 fn first<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, str>> {
-    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()))
+    headers.get(name).map(|value| text(value.as_bytes()))
 }
 
 fn request_header<'a>(facts: &Facts<'a>, key: &HeaderKey) -> Option<Cow<'a, str>> {
     let head = facts.request?;
-    let pseudo = |bytes: &'a [u8]| (!bytes.is_empty()).then(|| String::from_utf8_lossy(bytes));
+    let pseudo = |bytes: &'a [u8]| (!bytes.is_empty()).then(|| text(bytes));
     match key {
         HeaderKey::Name(name) => first(&head.headers, name),
         // Since HTTP/1.1 there always is one, empty or not.
-        HeaderKey::Authority if head.protocol > Protocol::Http10 => Some(String::from_utf8_lossy(&head.authority)),
+        HeaderKey::Authority if head.protocol > Protocol::Http10 => Some(text(&head.authority)),
         HeaderKey::Authority => pseudo(&head.authority),
         HeaderKey::Path => pseudo(&head.path),
         HeaderKey::Method => Some(head.method.as_str().into()),
@@ -654,7 +654,7 @@ fn request_header<'a>(facts: &Facts<'a>, key: &HeaderKey) -> Option<Cow<'a, str>
 fn path<'a>(facts: &Facts<'a>, choice: PathChoice) -> Option<Cow<'a, str>> {
     let head = facts.request?;
     let original = || first(&head.headers, &crate::http::header_names::ENVOY_ORIGINAL_PATH);
-    let current = || (!head.path.is_empty()).then(|| String::from_utf8_lossy(&head.path));
+    let current = || (!head.path.is_empty()).then(|| text(&head.path));
     match choice {
         PathChoice::Current => current(),
         PathChoice::Original => original(),
@@ -711,6 +711,11 @@ fn metadata<'a>(facts: &Facts<'a>, from: From, namespace: &str, path: &[String])
     let values = all.get(namespace)?;
     let Some((key, rest)) = path.split_first() else { return Some(Cow::Owned(Value::Object(values.clone()))) };
     rest.iter().try_fold(values.get(key)?, |value, key| value.as_object()?.get(key)).map(Cow::Borrowed)
+}
+
+/// Bytes of a message as text; those that are no UTF-8 are taken for Latin-1, one by one, as Envoy's JSON has them.
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(bytes).map_or_else(|_| bytes.iter().map(|byte| char::from(*byte)).collect(), Cow::Borrowed)
 }
 
 /// From the trailers, then the headers, of a response to a gRPC request; else what the HTTP status stands for.
