@@ -20,6 +20,11 @@ impl Machine {
         }
     }
 
+    /// The CPU's name.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
     /// How many processes want the CPU on the average of the last minute.
     pub fn busy() -> f64 {
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();

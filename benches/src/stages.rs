@@ -5,6 +5,7 @@
 //! either a whole request, or what a request costs more than another one that lacks the stage.
 
 use crate::{
+    machine::Machine,
     peers::Folders,
     ports,
     process::Process,
@@ -35,6 +36,9 @@ const WARM: usize = 200;
 const WARM_PROCESS: usize = 1_000;
 /// Each stage is counted so often.
 const BATCHES: usize = 5;
+
+/// Under which key the file says what it is of.
+const RECORDED_ON: &str = "recorded on";
 
 struct Stage {
     name: &'static str,
@@ -115,8 +119,9 @@ pub fn run(weft: &Path, folders: &Folders, ends: &Ends, check: bool, write: bool
     };
     let file = folders.configs.join("../instructions.json");
     if write {
-        let values: Map<String, Value> =
+        let mut values: Map<String, Value> =
             counts.iter().map(|(name, n)| ((*name).to_owned(), json!(n.round()))).collect();
+        values.insert(RECORDED_ON.into(), kind().into());
         fs::write(&file, format!("{:#}\n", Value::Object(values))).map_err(|e| format!("{}: {e}", file.display()))?;
     }
     let baseline: Value = fs::read_to_string(&file).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
@@ -142,10 +147,22 @@ pub fn run(weft: &Path, folders: &Folders, ends: &Ends, check: bool, write: bool
             }
         );
     }
+    let recorded_on = baseline[RECORDED_ON].as_str().unwrap_or_default();
+    if check && recorded_on != kind() {
+        println!("skipped: recorded on {recorded_on}, which is not comparable with {}", kind());
+        return Ok(true);
+    }
     if check && !holds {
         println!("a stage grew: make it cheaper, or say why in the commit that records it (`make instructions`)");
     }
     Ok(holds || !check)
+}
+
+/// What the counts are of beside the code: another kind of CPU has other instructions, another compiler makes others.
+fn kind() -> String {
+    let rustc = Command::new("rustc").arg("--version").output();
+    let rustc = rustc.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    format!("{}, {rustc}", Machine::this().model())
 }
 
 /// By name, in the order of the stages; or why nothing could be counted.
