@@ -6,6 +6,7 @@
 mod breakers;
 mod discovery;
 mod dns;
+mod health_check;
 mod outlier_detection;
 mod transport_socket;
 
@@ -13,6 +14,7 @@ pub use breakers::{CircuitBreakers, RetryBudget, Thresholds};
 pub(crate) use discovery::metadata_path;
 pub use discovery::{Discovery, Eds, OriginalDst};
 pub use dns::{Dns, DnsLookupFamily};
+pub use health_check::{GrpcHealthCheck, HealthCheck, HealthCheckKind, HttpHealthCheck, Intervals, TcpHealthCheck};
 pub use outlier_detection::{Enforcing, OutlierDetection};
 pub use transport_socket::{PassTlvs, ProxyProtocol, ProxyProtocolVersion, TransportSocket, TransportSocketMatch};
 
@@ -58,6 +60,7 @@ pub struct Cluster {
     pub load_assignment: ClusterLoadAssignment,
     pub circuit_breakers: CircuitBreakers,
     pub outlier_detection: Option<OutlierDetection>,
+    pub health_check: Option<HealthCheck>,
     pub http: UpstreamHttpOptions,
     /// `None`: no limit.
     pub max_requests_per_connection: Option<u32>,
@@ -142,7 +145,9 @@ impl Cluster {
             "per_connection_buffer_high_watermark_timeout",
             per_connection_buffer_high_watermark_timeout.is_some(),
         );
-        cx.unsupported_if("health_checks", !health_checks.is_empty());
+        if health_checks.len() > 1 {
+            cx.problem_at("health_checks", "more than one is not supported");
+        }
         cx.unsupported_if("filters", !filters.is_empty());
         cx.unsupported_if("lrs_server", lrs_server.is_some());
         cx.unsupported_if("lrs_report_endpoint_metrics", !lrs_report_endpoint_metrics.is_empty());
@@ -229,6 +234,7 @@ impl Cluster {
             per_connection_buffer_limit_bytes: per_connection_buffer_limit_bytes.unwrap_or(1 << 20),
             load_balancing,
             load_assignment,
+            health_check: cx.elements("health_checks", health_checks, |cx, p| HealthCheck::from_proto(p, cx)).pop(),
             outlier_detection: outlier_detection
                 .map(|p| cx.field("outlier_detection", |cx| OutlierDetection::read(p, cx))),
             circuit_breakers: circuit_breakers

@@ -7,6 +7,7 @@ pub mod control;
 mod cpus;
 pub mod discovery;
 pub mod file_watch;
+mod health_checks;
 mod host_weights;
 pub mod log_format;
 pub mod logging;

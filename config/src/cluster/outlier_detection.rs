@@ -21,6 +21,8 @@ pub struct OutlierDetection {
     /// Default 10.
     pub max_ejection_percent: u32,
     pub always_eject_one_host: bool,
+    /// A good active check brings a host back at once. Default true.
+    pub check_brings_back: bool,
     /// Failures of ours to reach the host count apart from what it answers.
     pub split_external_local_origin_errors: bool,
     /// Default 5.
@@ -86,11 +88,6 @@ impl OutlierDetection {
         } = p;
         cx.unsupported_if("monitors", !monitors.is_empty());
         cx.unsupported_if("detect_degraded_hosts", detect_degraded_hosts.unwrap_or_default());
-        // Without active health checks no such check succeeds.
-        cx.ignored_if(
-            "successful_active_health_check_uneject_host",
-            successful_active_health_check_uneject_host.is_some(),
-        );
         let seconds = Duration::from_secs;
         let base_ejection_time = cx.duration("base_ejection_time", base_ejection_time).unwrap_or(seconds(30));
         let longest = cx.duration("max_ejection_time", max_ejection_time);
@@ -109,6 +106,7 @@ impl OutlierDetection {
                 .unwrap_or_default(),
             max_ejection_percent: max_ejection_percent.unwrap_or(10),
             always_eject_one_host: always_eject_one_host.unwrap_or_default(),
+            check_brings_back: successful_active_health_check_uneject_host.unwrap_or(true),
             split_external_local_origin_errors,
             success_rate_minimum_hosts: success_rate_minimum_hosts.unwrap_or(5),
             success_rate_request_volume: success_rate_request_volume.unwrap_or(100),

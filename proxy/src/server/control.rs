@@ -5,6 +5,7 @@ use super::{
     cli::{Mode, Options},
     discovery::Discoveries,
     file_watch,
+    health_checks::HealthChecks,
     host_weights::HostWeights,
     outliers::Outliers,
     resident,
@@ -64,6 +65,7 @@ pub struct Control {
     pub discoveries: Discoveries,
     pub host_weights: HostWeights,
     pub outliers: Outliers,
+    pub health_checks: HealthChecks,
     pub xds: Xds,
     pub secret_files: SecretFiles,
     /// Where contexts that secrets changed are counted.
@@ -134,6 +136,7 @@ impl Control {
             discoveries: Discoveries::default(),
             host_weights: HostWeights::default(),
             outliers: Outliers::default(),
+            health_checks: HealthChecks::default(),
             xds: Xds::default(),
             secret_files: SecretFiles::default(),
             context_stats: RefCell::default(),
@@ -359,6 +362,7 @@ impl Control {
         self.discoveries.follow(self);
         self.host_weights.follow(self);
         self.outliers.follow(self);
+        self.health_checks.follow(self);
         self.xds.follow(self);
         self.secret_files.follow(self);
         self.count_contexts();

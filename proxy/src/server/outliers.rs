@@ -4,7 +4,7 @@
 use super::control::Control;
 use crate::{
     base::RuntimeSnapshot,
-    upstream::{ClusterInfo, HostSet, outlier::Detector},
+    upstream::{ClusterInfo, HostSet, HostState, outlier::Detector},
 };
 use foldhash::HashMap;
 use std::{
@@ -34,6 +34,13 @@ impl Drop for Running {
 }
 
 impl Outliers {
+    /// An active check of a host was good; true if that brought it back.
+    pub fn was_good(&self, info: &ClusterInfo, state: &Arc<HostState>) -> bool {
+        let running = self.running.borrow();
+        let of_cluster = running.get(info.name()).filter(|r| std::ptr::eq(&*r.info, info));
+        of_cluster.is_some_and(|r| r.detector.borrow_mut().was_good(state))
+    }
+
     /// Starts, keeps and ends so that it fits the clusters in the store; the hosts of all are known before they get traffic.
     pub fn follow(&self, control: &Rc<Control>) {
         let store = control.store.borrow();

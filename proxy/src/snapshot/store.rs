@@ -381,9 +381,13 @@ impl Store {
         let is_settled = contexts.all(|context| context.config.secrets().all(|secret| self.secrets.is_settled(secret)));
         drop(contexts);
         if is_settled
+            && entry.value.is_checked()
             && !self.without_hosts.contains(name)
-            && let Some(entry) = self.warming_clusters.remove(name)
+            && let Some(mut entry) = self.warming_clusters.remove(name)
         {
+            if entry.value.info.checks.is_some() {
+                entry.value = entry.value.with_health();
+            }
             self.clusters.insert(name.to_owned(), entry);
         }
     }

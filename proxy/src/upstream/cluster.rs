@@ -6,6 +6,7 @@
 use super::{
     Breakers, ClusterId, Names,
     balancer::Picks,
+    health_check::{Checks, is_checked},
     host::{self, HostRules, HostSet, MatchStats, SocketRule},
     orca,
     outlier::Summary,
@@ -54,6 +55,8 @@ pub struct ClusterInfo {
     /// It came over CDS.
     pub added_via_api: bool,
     pub zone: Option<Arc<LocalZone>>,
+    /// How hosts are checked.
+    pub checks: Option<Arc<Checks>>,
     /// What outlier detection found last, where there is one.
     pub outlier: Option<Arc<Summary>>,
     rules: HostRules,
@@ -114,6 +117,9 @@ impl Cluster {
                 })
                 .collect(),
             unique: matches!(config.discovery, Discovery::Eds(_)),
+            checked: config.health_check.is_some(),
+            keeps_healthy: !config.ignore_health_on_host_removal,
+            ignores_unchecked: config.load_balancing.ignore_new_hosts_until_first_hc,
         };
         let hosts = match config.discovery {
             Discovery::Static => HostSet::build(&config.load_assignment, &rules, None),
@@ -128,6 +134,10 @@ impl Cluster {
             bind: config.upstream_bind_config.clone().map(Arc::new).or_else(|| bind.cloned()),
             added_via_api,
             zone: zone.cloned(),
+            checks: config
+                .health_check
+                .as_ref()
+                .map(|check| cx.element("health_checks", 0, |cx| Arc::new(Checks::compile(check, cx)))),
             outlier: config.outlier_detection.is_some().then(Arc::default),
             rules,
             config,
@@ -150,9 +160,20 @@ impl Cluster {
         all.map(|(host, weight)| host.state.reported_weight.swap(weight, Relaxed) != weight).fold(false, |a, b| a | b)
     }
 
+    /// True if every host that is to be checked was, at least once.
+    pub fn is_checked(&self) -> bool {
+        self.info.checks.is_none() || self.hosts.hosts().all(|host| !is_checked(host) || host.state.was_checked())
+    }
+
+    /// True if there was ever a connection to a host for others than checks.
+    pub fn had_traffic(&self) -> bool {
+        self.hosts.hosts().any(|host| host.state.cx_total.load(Relaxed) > 0)
+    }
+
     /// The same cluster with the health that its hosts have now.
     pub fn with_health(&self) -> Arc<Self> {
-        Self::with_hosts(&self.info, self.hosts.clone())
+        let hosts = self.hosts.without_lost().map_or_else(|| self.hosts.clone(), Arc::new);
+        Self::with_hosts(&self.info, hosts)
     }
 
     /// The same cluster with the hosts that EDS or DNS found.

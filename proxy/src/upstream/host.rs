@@ -5,6 +5,7 @@
 
 use super::{
     health::{Health, HealthFlags, SharedHealth},
+    health_check::is_checked,
     orca::Report,
     outlier::Monitor,
     transport_socket::UpstreamSocket,
@@ -14,7 +15,7 @@ use foldhash::{HashMap, HashSet};
 use std::{
     sync::{
         Arc, LazyLock, OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -22,7 +23,7 @@ use weft_config::{
     ClusterLoadAssignment,
     address::Address as ConfigAddress,
     cluster::TransportSocketMatch,
-    endpoint::{HealthStatus, LbEndpoint, Locality},
+    endpoint::{HealthCheckConfig, HealthStatus, LbEndpoint, Locality},
 };
 
 /// One endpoint of a cluster.
@@ -41,6 +42,8 @@ pub struct Host {
     /// What EDS says of its health.
     pub eds_health: HealthStatus,
     pub transport_socket: Arc<UpstreamSocket>,
+    /// How it is checked, where that is said.
+    pub checks: Option<Box<HealthCheckConfig>>,
     pub state: Arc<HostState>,
 }
 
@@ -64,6 +67,8 @@ pub struct HostState {
     pub report: Report,
     /// Since when it is healthy.
     healthy_since: Moment,
+    /// An active check of it was made.
+    was_checked: AtomicBool,
     /// What becomes of requests, where outlier detection asks.
     outlier: OnceLock<Box<Monitor>>,
 }
@@ -91,6 +96,15 @@ impl HostState {
         *FIRST_MOMENT + Duration::from_millis(self.healthy_since.0.load(Relaxed))
     }
 
+    /// An active check was made now; true if it was the first.
+    pub fn was_checked_now(&self) -> bool {
+        !self.was_checked.swap(true, Relaxed)
+    }
+
+    pub fn was_checked(&self) -> bool {
+        self.was_checked.load(Relaxed)
+    }
+
     /// What outlier detection sees of the host.
     pub fn outlier(&self) -> Option<&Monitor> {
         self.outlier.get().map(|monitor| &**monitor)
@@ -110,6 +124,11 @@ impl HostState {
 impl Host {
     pub fn health(&self) -> Health {
         self.health_flags().health()
+    }
+
+    /// Neither its checks nor EDS say that it is not well.
+    fn health_is_known_good(&self) -> bool {
+        !self.health_flags().has(HealthFlags::FAILED_ACTIVE_HC | HealthFlags::FAILED_EDS_HEALTH)
     }
 
     /// What EDS, active checks and outlier detection say together.
@@ -161,6 +180,7 @@ impl Host {
             weight,
             eds_health,
             transport_socket,
+            checks,
             state,
         } = self;
         Arc::ptr_eq(state, &other.state)
@@ -173,6 +193,7 @@ impl Host {
             && *weight == other.weight
             && *eds_health == other.eds_health
             && Arc::ptr_eq(transport_socket, &other.transport_socket)
+            && *checks == other.checks
     }
 }
 
@@ -230,6 +251,26 @@ pub struct HostRules {
     pub matches: Vec<SocketRule>,
     /// An address counts once, at its first place (EDS).
     pub unique: bool,
+    /// Hosts take no traffic before they were checked.
+    pub checked: bool,
+    /// Nor do they count as members till then.
+    pub ignores_unchecked: bool,
+    /// A host that discovery names no longer stays for as long as its checks are good.
+    pub keeps_healthy: bool,
+}
+
+impl HostRules {
+    /// The state of a host that was not known before.
+    fn new_state(&self, endpoint: &LbEndpoint) -> HostState {
+        let state = HostState::default();
+        if self.checked && !endpoint.health_check.disable_active_health_check {
+            state.health.set(HealthFlags::FAILED_ACTIVE_HC);
+            if self.ignores_unchecked {
+                state.health.set(HealthFlags::PENDING_ACTIVE_HC);
+            }
+        }
+        state
+    }
 }
 
 impl HostSet {
@@ -262,7 +303,9 @@ impl HostSet {
                 indices.push(in_priority.hosts.len() as u32);
                 let host = Host::new(endpoint, address, locality.clone(), group, rules);
                 let before = known.get_mut(&host.address).filter(|list| !list.is_empty()).map(|list| list.remove(0));
-                in_priority.hosts.push(host.or_known(before));
+                let host = host.or_known(before);
+                host.state.health.clear(HealthFlags::PENDING_DYNAMIC_REMOVAL);
+                in_priority.hosts.push(host);
             }
             match in_priority.localities.iter_mut().find(|l| *l.locality == *locality) {
                 Some(there) => there.hosts.extend(indices),
@@ -273,7 +316,70 @@ impl HostSet {
                 }),
             }
         }
+        if rules.checked && rules.keeps_healthy {
+            let gone = known.into_values().flatten().filter(|host| is_checked(host) && host.health_is_known_good());
+            for host in gone {
+                host.state.health.set(HealthFlags::PENDING_DYNAMIC_REMOVAL);
+                set.keep(host);
+            }
+        }
         set
+    }
+
+    /// Adds a host at the end of its priority and locality.
+    fn keep(&mut self, host: &Arc<Host>) {
+        let priority = host.priority as usize;
+        if self.priorities.len() <= priority {
+            self.priorities.resize_with(priority + 1, PrioritySet::default);
+        }
+        let in_priority = &mut self.priorities[priority];
+        let index = in_priority.hosts.len() as u32;
+        in_priority.hosts.push(host.clone());
+        match in_priority.localities.iter_mut().find(|l| *l.locality == *host.locality) {
+            Some(there) => there.hosts.push(index),
+            None => {
+                let locality = host.locality.clone();
+                in_priority.localities.push(LocalityHosts { locality, weight: 0, hosts: vec![index] });
+            }
+        }
+    }
+
+    /// The set without the hosts that stayed for their health alone, and lost it; `None` if there are none.
+    pub(super) fn without_lost(&self) -> Option<Self> {
+        let lost = |host: &Host| {
+            let flags = host.state.health.get();
+            flags.has(HealthFlags::PENDING_DYNAMIC_REMOVAL) && flags.has(HealthFlags::FAILED_ACTIVE_HC)
+        };
+        if !self.hosts().any(|host| lost(host)) {
+            return None;
+        }
+        let mut next = Self {
+            priorities: Vec::new(),
+            overprovisioning_factor: self.overprovisioning_factor,
+            weighted_priority_health: self.weighted_priority_health,
+            by_address: OnceLock::new(),
+        };
+        for set in &self.priorities {
+            let mut places = Vec::with_capacity(set.hosts.len());
+            let mut kept = PrioritySet::default();
+            for host in &set.hosts {
+                places.push((!lost(host)).then_some(kept.hosts.len() as u32));
+                if !lost(host) {
+                    kept.hosts.push(host.clone());
+                }
+            }
+            kept.localities = set
+                .localities
+                .iter()
+                .map(|locality| LocalityHosts {
+                    locality: locality.locality.clone(),
+                    weight: locality.weight,
+                    hosts: locality.hosts.iter().filter_map(|i| places.get(*i as usize).copied().flatten()).collect(),
+                })
+                .collect();
+            next.priorities.push(kept);
+        }
+        Some(next)
     }
 
     /// The host with this address, with its priority and index; the first of several.
@@ -317,9 +423,40 @@ impl Host {
             weight: endpoint.load_balancing_weight,
             eds_health: endpoint.health_status,
             transport_socket: matched.map_or(&rules.transport_socket, |m| &m.socket).clone(),
-            state: Arc::default(),
+            checks: (endpoint.health_check != HealthCheckConfig::default())
+                .then(|| Box::new(endpoint.health_check.clone())),
+            state: Arc::new(rules.new_state(endpoint)),
             address,
         }
+    }
+
+    /// The same host where its checks go: another address or port, where the endpoint or the check says so.
+    pub fn for_checks(self: &Arc<Self>, alt_port: Option<u16>) -> Arc<Self> {
+        let mut address = self.address.clone();
+        let checks = self.checks.as_deref();
+        if let Some(other) = checks.and_then(|checks| checks.address.as_ref()).and_then(resolved) {
+            address = other;
+        }
+        let port = checks.map(|checks| checks.port).filter(|port| *port > 0).or(alt_port);
+        if let (Some(port), Address::Ip(ip)) = (port, &mut address) {
+            ip.set_port(port);
+        }
+        if address == self.address {
+            return self.clone();
+        }
+        Arc::new(Self {
+            address,
+            additional_addresses: Vec::new(),
+            hostname: self.hostname.clone(),
+            metadata: self.metadata.clone(),
+            locality: self.locality.clone(),
+            priority: self.priority,
+            weight: self.weight,
+            eds_health: self.eds_health,
+            transport_socket: self.transport_socket.clone(),
+            checks: self.checks.clone(),
+            state: self.state.clone(),
+        })
     }
 
     /// The host that this one was before, or this one with the state of that.

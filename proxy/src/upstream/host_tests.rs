@@ -12,6 +12,9 @@ pub(in crate::upstream) fn rules(unique: bool) -> HostRules {
         default_match: Arc::default(),
         matches: Vec::new(),
         unique,
+        checked: false,
+        ignores_unchecked: false,
+        keeps_healthy: true,
     }
 }
 

@@ -5,7 +5,7 @@
 use super::{LbContext, Priority, ProtocolChoice, StreamRequest, ThreadCluster};
 use crate::{
     base::{ResetReason, Side, StreamError},
-    http::{BodySink, BodySource, Frame, Protocol, RequestHead, ResponseEvent},
+    http::{BodySink, BodySource, Frame, Protocol, RequestHead, ResponseEvent, UpstreamStream},
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -17,6 +17,7 @@ pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
+    pub trailers: Option<HeaderMap>,
 }
 
 /// Sends `head` with `body` and gives the whole answer; an answer longer than `most` bytes is an error.
@@ -44,7 +45,20 @@ pub async fn call(
         head.authority = Bytes::copy_from_slice(cluster.info().name().as_bytes());
     }
     head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-    upstream.send_head(&head, body.is_empty())?;
+    exchange(&mut upstream, &head, body, most).await
+}
+
+/// The same on a stream that is there.
+///
+/// # Errors
+/// The exchange broke, or the answer is too long.
+pub(super) async fn exchange(
+    upstream: &mut UpstreamStream,
+    head: &RequestHead,
+    body: Bytes,
+    most: usize,
+) -> Result<Answer, StreamError> {
+    upstream.send_head(head, body.is_empty())?;
     if !body.is_empty() {
         poll_fn(|cx| upstream.poll_ready(cx)).await?;
         upstream.send_data(body, true)?;
@@ -63,9 +77,15 @@ pub async fn call(
             break (head, source);
         }
     };
-    let mut answer = Answer { status: head.status, headers: head.headers, body: Vec::new() };
+    let mut answer = Answer { status: head.status, headers: head.headers, body: Vec::new(), trailers: None };
     while let Some(frame) = poll_fn(|cx| source.poll_frame(cx)).await {
-        let Frame::Data(data) = frame? else { continue };
+        let data = match frame? {
+            Frame::Data(data) => data,
+            Frame::Trailers(trailers) => {
+                answer.trailers = Some(trailers);
+                continue;
+            }
+        };
         if answer.body.len() + data.len() > most {
             return Err(StreamError::new(Side::Upstream, ResetReason::ProtocolError, "the answer is too long"));
         }

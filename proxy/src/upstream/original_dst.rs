@@ -54,6 +54,7 @@ impl OriginalDstHosts {
             weight: 1,
             eds_health: HealthStatus::Unknown,
             transport_socket: self.shared.info.transport_socket().clone(),
+            checks: None,
             state: Arc::default(),
         };
         let host = ThreadHost::new(Arc::new(host), self.shared.clone());

@@ -292,6 +292,22 @@ impl Detector {
         changed
     }
 
+    /// An active check of a host was good; true if that brought it back.
+    pub fn was_good(&mut self, state: &Arc<HostState>) -> bool {
+        let is_back = self.config.check_brings_back
+            && !state.health.get().has(HealthFlags::FAILED_ACTIVE_HC)
+            && self
+                .hosts
+                .get_mut(&Arc::as_ptr(state))
+                .filter(|host| host.since.is_some())
+                .map(Ejections::bring_back)
+                .is_some();
+        if is_back {
+            self.count_active();
+        }
+        is_back
+    }
+
     /// The interval is over; true if some host's health changed.
     pub fn tick(&mut self, now: Instant, runtime: &RuntimeSnapshot) -> bool {
         let base = milliseconds(runtime, "base_ejection_time_ms", self.config.base_ejection_time);
@@ -301,10 +317,7 @@ impl Detector {
             if let Some(since) = host.since
                 && (base * host.times).min(most) + host.jitter <= now.saturating_duration_since(since)
             {
-                host.since = None;
-                host.state.health.clear(HealthFlags::FAILED_OUTLIER_CHECK);
-                host.state.becomes_healthy();
-                host.state.outlier().into_iter().for_each(Monitor::forget_runs);
+                host.bring_back();
                 changed = true;
             }
         }
@@ -404,6 +417,15 @@ impl Detector {
         kind.enforced(&stats).inc();
         self.count_active();
         true
+    }
+}
+
+impl Ejections {
+    fn bring_back(&mut self) {
+        self.since = None;
+        self.state.health.clear(HealthFlags::FAILED_OUTLIER_CHECK);
+        self.state.becomes_healthy();
+        self.state.outlier().into_iter().for_each(Monitor::forget_runs);
     }
 }
 

@@ -67,6 +67,11 @@ impl Upstreams {
         Self::build(registry, is_control, Rc::new(Sockets(internals.clone())), internals)
     }
 
+    /// How connections are made here.
+    pub fn connector(&self) -> Rc<dyn Connect> {
+        self.context.connector.clone()
+    }
+
     /// The internal listeners that clusters of this thread connect to.
     pub fn internals(&self) -> &Rc<Internals> {
         &self.internals

@@ -136,6 +136,17 @@ fn enough_failures_of_a_share_eject() {
 }
 
 #[test]
+fn a_good_check_brings_back() {
+    for asked in [None, Some(false)] {
+        let (mut detector, hosts) = detector(2, |p| p.successful_active_health_check_uneject_host = asked);
+        report(&hosts[0], Report::Status(500), 5);
+        assert!(detector.look(Instant::now(), &RuntimeSnapshot::default()));
+        assert_eq!(detector.was_good(&hosts[0].state), asked.is_none());
+        assert_eq!(ejected(&hosts), [asked.is_some(), false]);
+    }
+}
+
+#[test]
 fn hosts_that_leave_count_no_longer() {
     let (mut detector, hosts) = detector(2, |_| {});
     report(&hosts[0], Report::Status(500), 5);
