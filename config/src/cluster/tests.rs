@@ -76,7 +76,7 @@ fn hosts_fit_the_type() {
 fn what_is_not_done_is_refused_with_its_path() {
     let p = pb::Cluster {
         lb_policy: parts::LbPolicy::ClusterProvided.into(),
-        health_checks: vec![core::HealthCheck::default()],
+        transport_socket_matcher: Some(Default::default()),
         transport_socket: Some(core::TransportSocket {
             name: "tls".into(),
             config_type: Some(core::transport_socket::ConfigType::TypedConfig(Any {
@@ -91,7 +91,12 @@ fn what_is_not_done_is_refused_with_its_path() {
     let paths: Vec<_> = problems.iter().map(|p| p.split(": ").next().unwrap()).collect();
     assert_eq!(
         paths,
-        ["health_checks", "lb_policy", "typed_extension_protocol_options[\"x\"]", "transport_socket.typed_config"]
+        [
+            "transport_socket_matcher",
+            "lb_policy",
+            "typed_extension_protocol_options[\"x\"]",
+            "transport_socket.typed_config"
+        ]
     );
 }
 
