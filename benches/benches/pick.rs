@@ -5,13 +5,10 @@
 //! are the same on every machine of one architecture, whatever else it does.
 #![allow(clippy::print_stdout)] // the table is what this program is for
 
-use std::{
-    env, fs,
-    process::{Command, ExitCode},
-    rc::Rc,
-    sync::Arc,
-    time::Instant,
-};
+#[path = "measure/callgrind.rs"]
+mod callgrind;
+
+use std::{env, process::ExitCode, rc::Rc, sync::Arc, time::Instant};
 use weft_config::{Context, load_balancing::PolicyKind, metadata::Metadata};
 use weft_control_api::{EncodeOptions, Message as _, encode, envoy::config::cluster::v3 as pb, yaml};
 use weft_proxy::{
@@ -65,19 +62,7 @@ fn main() -> ExitCode {
 
 /// Instructions a pick takes; `None` without valgrind.
 fn count(case: usize) -> Option<u64> {
-    let out = env::temp_dir().join(format!("weft-callgrind-{}-pick-{case}", std::process::id()));
-    let status = Command::new("valgrind")
-        .args(["--tool=callgrind", "--quiet", "--collect-atstart=no", "--toggle-collect=*measured*"])
-        .arg(format!("--callgrind-out-file={}", out.display()))
-        .arg(env::current_exe().ok()?)
-        .args(["--case", &case.to_string()])
-        .status()
-        .ok()?;
-    assert!(status.success(), "the measured program failed");
-    let text = fs::read_to_string(&out).expect("callgrind writes its result");
-    let _ = fs::remove_file(&out);
-    let total = text.lines().find_map(|line| line.strip_prefix("totals: "))?.trim().parse::<u64>().ok()?;
-    Some(total / ROUNDS)
+    callgrind::count(&["--case", &case.to_string()]).map(|total| total / ROUNDS)
 }
 
 fn run(case: usize) {

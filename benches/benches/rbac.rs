@@ -5,12 +5,11 @@
 //! are the same on every machine of one architecture, whatever else it does.
 #![allow(clippy::print_stdout)] // the table is what this program is for
 
+#[path = "measure/callgrind.rs"]
+mod callgrind;
+
 use http::{HeaderName, HeaderValue, Method};
-use std::{
-    env, fs,
-    process::{Command, ExitCode},
-    rc::Rc,
-};
+use std::{env, process::ExitCode, rc::Rc};
 use weft_config::{
     Context,
     rbac::{Rbac, Rules},
@@ -79,19 +78,8 @@ fn main() -> ExitCode {
 
 /// Instructions a decision takes; `None` without valgrind.
 fn count(case: usize, policies: usize) -> Option<u64> {
-    let out = env::temp_dir().join(format!("weft-callgrind-{}-{case}-{policies}", std::process::id()));
-    let status = Command::new("valgrind")
-        .args(["--tool=callgrind", "--quiet", "--collect-atstart=no", "--toggle-collect=*measured*"])
-        .arg(format!("--callgrind-out-file={}", out.display()))
-        .arg(env::current_exe().ok()?)
-        .args(["--case", &case.to_string(), "--policies", &policies.to_string()])
-        .status()
-        .ok()?;
-    assert!(status.success(), "the measured program failed");
-    let text = fs::read_to_string(&out).expect("callgrind writes its result");
-    let _ = fs::remove_file(&out);
-    let total = text.lines().find_map(|line| line.strip_prefix("totals: "))?.trim().parse::<u64>().ok()?;
-    Some(total / ROUNDS)
+    let case = ["--case", &case.to_string(), "--policies", &policies.to_string()];
+    callgrind::count(&case).map(|total| total / ROUNDS)
 }
 
 /// The decision about a request that the last policy takes.

@@ -21,8 +21,6 @@ pub struct LoadBalancing {
     pub policy: LbPolicy,
     /// Percent of hosts available below which health is not looked at; default 50.
     pub healthy_panic_threshold: f64,
-    /// Host sets that change health, weight or metadata only are applied together once in this time; zero: at once.
-    pub update_merge_window: Duration,
     pub ignore_new_hosts_until_first_hc: bool,
     pub close_connections_on_host_set_change: bool,
     /// Health that a host picked by name may have; empty: healthy, unknown and degraded.
@@ -300,6 +298,8 @@ impl LoadBalancing {
             locality_config_specifier,
         } = p;
         cx.field("common_lb_config", |cx| {
+            // Changes are applied at once, which no request can tell from a window.
+            cx.ignored_if("update_merge_window", update_merge_window.is_some());
             let locality = locality_config_specifier.map(|specifier| match specifier {
                 LocalityConfigSpecifier::LocalityWeightedLbConfig(_) => LocalityLb::Weighted,
                 LocalityConfigSpecifier::ZoneAwareLbConfig(ZoneAwareLbConfig {
@@ -326,9 +326,6 @@ impl LoadBalancing {
                 policy: LbPolicy::default(),
                 healthy_panic_threshold: percent("healthy_panic_threshold", healthy_panic_threshold, cx)
                     .unwrap_or(50.0),
-                update_merge_window: cx
-                    .duration("update_merge_window", update_merge_window)
-                    .unwrap_or(Duration::from_secs(1)),
                 ignore_new_hosts_until_first_hc,
                 close_connections_on_host_set_change,
                 override_host_status: cx.elements("override_host_status", statuses.unwrap_or_default(), |cx, p| {

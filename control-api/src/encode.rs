@@ -11,6 +11,7 @@ mod well_known;
 
 pub use typed_struct::open_typed_struct;
 pub(crate) use typed_struct::{is_typed_struct, open};
+pub use well_known::snake_case;
 
 use crate::{
     node::{self, Entry, Node, NodeValue},

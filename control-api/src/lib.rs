@@ -20,7 +20,7 @@ pub mod workload;
 pub mod yaml;
 
 pub use check::{CheckOptions, Checked, check};
-pub use encode::{EncodeOptions, Encoded, encode, open_typed_struct};
+pub use encode::{EncodeOptions, Encoded, encode, open_typed_struct, snake_case};
 pub use field_mask::FieldMask;
 pub use print::{PrintOptions, pretty, print};
 pub use problem::{Position, Problem, add_later};

@@ -16,6 +16,7 @@ pub mod quickstart;
 pub mod resident;
 pub mod runtime;
 pub mod secret_files;
+mod task;
 pub mod view;
 pub mod worker;
 pub mod xds;

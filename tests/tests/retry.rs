@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    net::TcpListener,
     sync::{
         Mutex,
         atomic::{AtomicU32, Ordering},
@@ -536,4 +537,26 @@ fn a_client_that_leaves_ends_the_tries() {
         // Its place with the breakers is free again.
         (counters(proxy), proxy.stat("cluster.u.circuit_breakers.default.rq_retry_open"))
     });
+}
+
+/// The request is here, and waits for a connection that is not made: its time runs.
+#[test]
+fn the_routes_timeout_counts_while_a_connection_is_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let mute = listener.local_addr().expect("it is bound").port();
+    // It takes connections and never says a word of TLS.
+    thread::spawn(move || listener.incoming().flatten().collect::<Vec<_>>());
+    let port = free_port();
+    let tls = "transport_socket: {name: tls, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.\
+               UpstreamTlsContext}}, connect_timeout: 15s";
+    let cluster = yaml::cluster("u", mute).replacen("connect_timeout: 1s", tls, 1);
+    let routes = [route("/", "timeout: 0.5s")];
+    differential(
+        || config(port, &routes, "", std::slice::from_ref(&cluster)),
+        |proxy| {
+            let start = Instant::now();
+            let outcome = outcomes(&Upstream::named("nobody"), port, &[("/", "200", "")]);
+            (outcome, start.elapsed() < Duration::from_secs(8), counters(proxy))
+        },
+    );
 }

@@ -171,7 +171,10 @@ impl HealthCheck {
             },
             unhealthy_threshold: cx.required("unhealthy_threshold", unhealthy_threshold)?,
             healthy_threshold: cx.required("healthy_threshold", healthy_threshold)?,
-            alt_port: alt_port.and_then(|port| u16::try_from(port).ok()),
+            alt_port: alt_port.and_then(|port| {
+                let read = u16::try_from(port);
+                read.map_err(|_| cx.problem_at("alt_port", format!("found {port}, allowed are 0 to 65535"))).ok()
+            }),
             reuse_connection: reuse_connection.unwrap_or(true),
             kind,
         })

@@ -71,55 +71,34 @@ impl Subset {
             list_as_any,
             metadata_fallback_policy,
         } = p;
-        use legacy::LbSubsetFallbackPolicy as Fallback;
-        let fallback = match cx.enumeration("fallback_policy", fallback_policy) {
-            Fallback::NoFallback => FallbackPolicy::NoFallback,
-            Fallback::AnyEndpoint => FallbackPolicy::AnyEndpoint,
-            Fallback::DefaultSubset => FallbackPolicy::DefaultSubset,
+        // The extension's message is a copy of this one, down to the numbers of its enums.
+        let selector = |p: legacy::LbSubsetSelector| {
+            let legacy::LbSubsetSelector { keys, single_host_per_subset, fallback_policy, fallback_keys_subset } = p;
+            subset::LbSubsetSelector { keys, single_host_per_subset, fallback_policy, fallback_keys_subset }
         };
-        let metadata_fallback: legacy::LbSubsetMetadataFallbackPolicy =
-            cx.enumeration("metadata_fallback_policy", metadata_fallback_policy);
-        let mut this = Self {
-            fallback,
-            default_subset: values(default_subset),
-            selectors: cx.elements("subset_selectors", subset_selectors, |cx, p| {
-                let legacy::LbSubsetSelector { keys, single_host_per_subset, fallback_policy, fallback_keys_subset } =
-                    p;
-                use legacy::lb_subset_selector::LbSubsetSelectorFallbackPolicy as Fallback;
-                let fallback = match cx.enumeration("fallback_policy", fallback_policy) {
-                    Fallback::NotDefined => None,
-                    Fallback::NoFallback => Some(SelectorFallback::Policy(FallbackPolicy::NoFallback)),
-                    Fallback::AnyEndpoint => Some(SelectorFallback::Policy(FallbackPolicy::AnyEndpoint)),
-                    Fallback::DefaultSubset => Some(SelectorFallback::Policy(FallbackPolicy::DefaultSubset)),
-                    Fallback::KeysSubset => Some(SelectorFallback::Keys(Vec::new())),
-                };
-                let read = SubsetSelector::new(keys, single_host_per_subset, fallback, fallback_keys_subset, cx);
-                // One without keys selects nothing.
-                (!read.keys.is_empty()).then_some(read)
-            }),
+        let p = pb::Subset {
+            fallback_policy,
+            default_subset,
+            subset_selectors: subset_selectors.into_iter().map(selector).collect(),
             allow_redundant_keys: false,
             locality_weight_aware,
             scale_locality_weight,
             panic_mode_any,
             list_as_any,
-            fallback_list: metadata_fallback == legacy::LbSubsetMetadataFallbackPolicy::FallbackList,
-            policy,
+            metadata_fallback_policy,
+            subset_lb_policy: None,
         };
-        this.forget_hidden_fallbacks();
-        this
+        Self::read(p, policy, cx)
     }
 
-    /// Envoy takes no notice of the fallback of a selector whose keys are the first ones of an earlier selector's.
-    fn forget_hidden_fallbacks(&mut self) {
-        for i in 1..self.selectors.len() {
-            let (before, rest) = self.selectors.split_at_mut(i);
-            if before.iter().any(|earlier| earlier.keys.starts_with(&rest[0].keys)) {
-                rest[0].fallback = None;
-            }
-        }
+    pub(super) fn from_extension(mut p: pb::Subset, cx: &mut Context) -> Option<Self> {
+        let policy = cx.required("subset_lb_policy", p.subset_lb_policy.take())?;
+        let policy = cx.field("subset_lb_policy", |cx| extension::read(policy, cx))?;
+        Some(Self::read(p, policy, cx))
     }
 
-    pub(super) fn from_extension(p: pb::Subset, cx: &mut Context) -> Option<Self> {
+    /// All but the policy within a subset.
+    fn read(p: pb::Subset, policy: LbPolicy, cx: &mut Context) -> Self {
         let pb::Subset {
             fallback_policy,
             default_subset,
@@ -130,7 +109,7 @@ impl Subset {
             panic_mode_any,
             list_as_any,
             metadata_fallback_policy,
-            subset_lb_policy,
+            subset_lb_policy: _,
         } = p;
         use subset::LbSubsetFallbackPolicy as Fallback;
         let fallback = match cx.enumeration("fallback_policy", fallback_policy) {
@@ -140,7 +119,6 @@ impl Subset {
         };
         let metadata_fallback: subset::LbSubsetMetadataFallbackPolicy =
             cx.enumeration("metadata_fallback_policy", metadata_fallback_policy);
-        let policy = cx.required("subset_lb_policy", subset_lb_policy)?;
         let mut this = Self {
             fallback,
             default_subset: values(default_subset),
@@ -165,13 +143,23 @@ impl Subset {
             panic_mode_any,
             list_as_any,
             fallback_list: metadata_fallback == subset::LbSubsetMetadataFallbackPolicy::FallbackList,
-            policy: cx.field("subset_lb_policy", |cx| extension::read(policy, cx))?,
+            policy,
         };
         if allow_redundant_keys {
             this.selectors.sort_by_key(|selector| std::cmp::Reverse(selector.keys.len()));
         }
         this.forget_hidden_fallbacks();
-        Some(this)
+        this
+    }
+
+    /// Envoy takes no notice of the fallback of a selector whose keys are the first ones of an earlier selector's.
+    fn forget_hidden_fallbacks(&mut self) {
+        for i in 1..self.selectors.len() {
+            let (before, rest) = self.selectors.split_at_mut(i);
+            if before.iter().any(|earlier| earlier.keys.starts_with(&rest[0].keys)) {
+                rest[0].fallback = None;
+            }
+        }
     }
 }
 

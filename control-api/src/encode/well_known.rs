@@ -174,7 +174,7 @@ fn timestamp(text: &str) -> Option<(i64, i32)> {
 }
 
 /// `statPrefix.aB` as `stat_prefix.a_b`.
-fn snake_case(path: &str) -> String {
+pub fn snake_case(path: &str) -> String {
     let mut out = String::with_capacity(path.len() + 4);
     for c in path.chars() {
         if c.is_ascii_uppercase() {

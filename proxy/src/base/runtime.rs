@@ -48,6 +48,11 @@ impl RuntimeSnapshot {
         }
     }
 
+    /// True for as many percent of `random` values as the key, or else `percent`, says.
+    pub fn enables(&self, key: &str, percent: u64, random: u64) -> bool {
+        random % 100 < self.integer(key).unwrap_or(percent)
+    }
+
     /// True for the share of `random` values that the key, or else the default, says. A bare number counts out of 100.
     pub fn takes(&self, fraction: &RuntimeFractionalPercent, random: u64) -> bool {
         let key = if fraction.runtime_key.is_empty() { None } else { self.get(&fraction.runtime_key) };

@@ -55,18 +55,22 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// The whole request was handed to the upstream: the route's timeout begins, unless it did with an earlier try.
+    /// The whole request was handed to the upstream.
     pub fn request_done(&mut self, info: &mut StreamInfo, deadlines: &mut Deadlines) {
         if std::mem::replace(&mut self.request_is_done, true) {
             return;
         }
-        let now = clock::now();
-        info.points.upstream_tx_end = Some(now);
-        info.points.downstream_rx_end.get_or_insert(now);
-        deadlines.clear(Deadline::Request);
-        if !self.route_timeout.is_zero() && !deadlines.is_set(Deadline::Route) {
-            deadlines.set(Deadline::Route, Some(self.route_timeout));
-        }
+        info.points.upstream_tx_end = Some(clock::now());
+        request_received(info, deadlines, self.route_timeout);
+    }
+}
+
+/// The whole request is here: the route's timeout begins, unless it did with an earlier try.
+fn request_received(info: &mut StreamInfo, deadlines: &mut Deadlines, route_timeout: Duration) {
+    info.points.downstream_rx_end.get_or_insert_with(clock::now);
+    deadlines.clear(Deadline::Request);
+    if !route_timeout.is_zero() && !deadlines.is_set(Deadline::Route) {
+        deadlines.set(Deadline::Route, Some(route_timeout));
     }
 }
 
@@ -119,6 +123,20 @@ impl<'a> Tries<'a> {
         request: &mut Pump,
         responder: &mut Responder,
     ) -> Result<Answered, Answer> {
+        let answered = self.until_answered(stream, request, responder).await?;
+        if answered.0.request_is_done {
+            // It may be one that was left running, and a later one have got a part of the request since.
+            request.finish();
+        }
+        Ok(answered)
+    }
+
+    async fn until_answered(
+        &mut self,
+        stream: &mut Stream,
+        request: &mut Pump,
+        responder: &mut Responder,
+    ) -> Result<Answered, Answer> {
         let mut replays = 0;
         let mut outcome = self.make(stream, request, responder).await;
         loop {
@@ -159,10 +177,6 @@ impl<'a> Tries<'a> {
                     outcome = self.wait(stream, attempt, request, responder).await;
                     continue;
                 }
-                Outcome::Older(answered) => {
-                    request.finish();
-                    Ok(answered)
-                }
                 Outcome::NoHost => Err(no_host(stream, self.cluster)),
                 Outcome::Interrupted(attempt, interrupt) => {
                     let host = attempt.map(|attempt| attempt.host);
@@ -174,7 +188,7 @@ impl<'a> Tries<'a> {
                     drop(attempt);
                     self.older_alone(stream, request, responder).await
                 }
-                Outcome::Response(answered) => Ok(answered),
+                Outcome::Response(answered) | Outcome::Older(answered) => Ok(answered),
                 Outcome::Failed { host, error, .. } if !self.older.is_empty() => {
                     count_failure(self.cluster, &host, &error);
                     self.older_alone(stream, request, responder).await
@@ -276,6 +290,10 @@ impl<'a> Tries<'a> {
 
     /// One try, from the pick of a host to the head of the response.
     async fn make(&mut self, stream: &mut Stream, request: &mut Pump, responder: &mut Responder) -> Outcome {
+        if request.is_read() && !stream.is_tunnel() {
+            // The wait for a connection counts, too.
+            request_received(&mut stream.info, &mut stream.deadlines, self.timeouts.route);
+        }
         let connection = stream.connection.clone();
         let context = LbContext {
             connection: Some(&connection.info),
@@ -456,7 +474,7 @@ impl<'a> Tries<'a> {
     async fn older_alone(
         &mut self,
         stream: &mut Stream,
-        request: &mut Pump,
+        request: &Pump,
         responder: &mut Responder,
     ) -> Result<Answered, Answer> {
         for deadline in [Deadline::PerTry, Deadline::PerTryIdle] {
@@ -484,7 +502,6 @@ impl<'a> Tries<'a> {
         match came {
             Ok((attempt, Ok((head, body)))) => {
                 report_response(stream, &attempt.host, &head);
-                request.finish();
                 Ok(chosen(stream, attempt, head, body))
             }
             Ok((attempt, Err(error))) => Err(failed(stream, self.cluster, &attempt.host, &error)),

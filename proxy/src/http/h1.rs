@@ -82,9 +82,18 @@ impl BodyReader {
 
     /// Reads what comes next into a pipe. `None`: it is to be read as ever.
     pub fn poll_pipe(&mut self, cx: &mut Context<'_>, room: PipeRoom) -> Poll<Result<Option<Pipe>, StreamError>> {
+        self.read(cx, |exchange, cx| exchange.poll_pipe(cx, room))
+    }
+
+    /// Reads, and notes how far the message is. Where it is an upstream's, the request goes on being written meanwhile.
+    fn read<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(&mut Exchange, &mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
         let polled = {
             let mut exchange = self.exchange().borrow_mut();
-            let polled = exchange.poll_pipe(cx, room);
+            let polled = poll(&mut exchange, cx);
             if polled.is_pending() && matches!(self.owner, Owner::Upstream(_)) {
                 exchange.write_aside(cx);
             }
@@ -108,24 +117,12 @@ impl BodyReader {
 
 impl BodySource for BodyReader {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
-        let polled = {
-            let mut exchange = self.exchange().borrow_mut();
-            if exchange.serial != self.serial {
-                return Poll::Ready((!self.ended).then(|| Err(exchange.stale())));
-            }
-            let polled = exchange.poll_frame(cx);
-            if polled.is_pending() && matches!(self.owner, Owner::Upstream(_)) {
-                exchange.write_aside(cx);
-            }
-            let (received, ended) = (exchange.received, exchange.incoming.is_end());
-            drop(exchange);
-            (self.received, self.ended) = (received, ended);
-            polled
-        };
-        if let (Owner::Upstream(shared), true) = (&self.owner, polled.is_ready()) {
-            shared.settle();
+        let exchange = self.exchange().borrow();
+        if exchange.serial != self.serial {
+            return Poll::Ready((!self.ended).then(|| Err(exchange.stale())));
         }
-        polled
+        drop(exchange);
+        self.read(cx, Exchange::poll_frame)
     }
 
     fn is_end(&self) -> bool {

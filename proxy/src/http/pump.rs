@@ -17,7 +17,7 @@ pub struct Pump {
     /// A second receiver of everything that passes.
     tees: Vec<Tee>,
     keeps_trailers: bool,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Box<HeaderMap>>,
     splicing: Splicing,
 }
 
@@ -100,7 +100,7 @@ impl Pump {
 
     /// The trailers, if they passed and were to be kept.
     pub fn take_trailers(&mut self) -> Option<HeaderMap> {
-        self.trailers.take()
+        self.trailers.take().map(|trailers| *trailers)
     }
 
     pub fn add_tee(&mut self, tee: Tee) {
@@ -204,7 +204,7 @@ impl Pump {
                         replay.is_whole = true;
                     }
                     if self.keeps_trailers {
-                        self.trailers = Some(trailers.clone());
+                        self.trailers = Some(Box::new(trailers.clone()));
                     }
                     self.tees.iter_mut().for_each(|tee| tee(TeeFrame::Trailers(&trailers)));
                     self.end();

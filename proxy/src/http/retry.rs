@@ -94,7 +94,7 @@ impl Retries {
             matchers.is_empty() || matchers.iter().any(|matcher| header_matches(matcher, request))
         });
         let headers = &mut request.headers;
-        if headers.keys().any(|name| HEADERS.contains(name)) {
+        if headers.keys().any(|name| name.as_str().starts_with("x-envoy-") && HEADERS.contains(name)) {
             on = on
                 | words(headers, &ENVOY_RETRY_ON, RetryOn::http)
                 | words(headers, &ENVOY_RETRY_GRPC_ON, RetryOn::grpc);
@@ -212,8 +212,7 @@ impl Retries {
             return Verdict::Overflow;
         }
         let place = Place(info.clone(), self.priority);
-        let percent = runtime.integer("upstream.use_retry").unwrap_or(100);
-        if percent < 100 && fastrand::u64(..100) >= percent {
+        if !runtime.enables("upstream.use_retry", 100, fastrand::u64(..)) {
             return Verdict::No;
         }
         self.place = Some(place);

@@ -1,25 +1,17 @@
 //! Tells the control thread that something changed in a directory: files renamed into place, symlinks swapped.
 
+use super::task::Task;
 use notify::{
     EventKind, RecommendedWatcher, RecursiveMode, Watcher,
     event::{ModifyKind, RenameMode},
 };
 use std::{path::Path, rc::Rc};
-use tokio::{
-    sync::{Notify, mpsc::unbounded_channel},
-    task::JoinHandle,
-};
+use tokio::sync::{Notify, mpsc::unbounded_channel};
 
 /// A watch; ends when it is dropped.
 pub struct Watch {
     _watcher: RecommendedWatcher,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _task: Task,
 }
 
 /// Watches a directory; `None` (with a line in the log) if that cannot be done.
@@ -49,10 +41,10 @@ fn start(directory: &Path, changed: Rc<Notify>, is_meant: fn(EventKind) -> bool)
         .watch(directory, RecursiveMode::NonRecursive)
         .map_err(|error| tracing::error!(target: "file", "cannot watch {}: {error}", directory.display()))
         .ok()?;
-    let task = tokio::task::spawn_local(async move {
+    let task = Task::spawn(async move {
         while receiver.recv().await.is_some() {
             changed.notify_one();
         }
     });
-    Some(Watch { _watcher: watcher, task })
+    Some(Watch { _watcher: watcher, _task: task })
 }

@@ -1,8 +1,8 @@
 //! Makes the active checks of hosts on the control thread: a task a host, for as long as the host is in its cluster.
 
-use super::control::Control;
+use super::{control::Control, task::Task};
 use crate::upstream::{
-    Cluster, ClusterInfo, Host, HostState,
+    Cluster, ClusterInfo, HealthFlags, Host, HostState,
     health_check::{self, Checked, HealthCheckStats, Session, Transition, is_checked},
     probe::Probe,
 };
@@ -22,18 +22,13 @@ pub struct HealthChecks {
 struct Running {
     info: Arc<ClusterInfo>,
     stats: Arc<HealthCheckStats>,
-    hosts: HashMap<*const HostState, Task>,
+    hosts: HashMap<*const HostState, OfHost>,
 }
 
-struct Task {
+/// The checks of one host.
+struct OfHost {
     host: Arc<Host>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _task: Task,
 }
 
 impl HealthChecks {
@@ -62,12 +57,13 @@ impl Running {
         let mut before = std::mem::take(&mut self.hosts);
         for host in cluster.hosts.hosts().filter(|host| is_checked(host)) {
             let key = Arc::as_ptr(&host.state);
-            let kept = before.remove(&key).filter(|task| Arc::ptr_eq(&task.host, host));
-            let task = kept.unwrap_or_else(|| {
+            // Another weight or other metadata are no reason to begin anew.
+            let kept = before.remove(&key).filter(|known| known.host.is_checked_as(host));
+            let of_host = kept.unwrap_or_else(|| {
                 let run = run(Rc::downgrade(control), self.info.clone(), host.clone(), self.stats.clone());
-                Task { host: host.clone(), task: tokio::task::spawn_local(run) }
+                OfHost { host: host.clone(), _task: Task::spawn(run) }
             });
-            self.hosts.insert(key, task);
+            self.hosts.insert(key, of_host);
         }
         show(&self.stats, cluster);
     }
@@ -75,7 +71,6 @@ impl Running {
 
 /// Shows how many hosts are healthy by their checks.
 fn show(stats: &HealthCheckStats, cluster: &Cluster) {
-    use crate::upstream::HealthFlags;
     let count = |wanted: fn(HealthFlags) -> bool| {
         cluster.hosts.hosts().filter(|host| is_checked(host) && wanted(host.state.health.get())).count() as u64
     };
@@ -93,7 +88,7 @@ async fn run(control: Weak<Control>, info: Arc<ClusterInfo>, host: Arc<Host>, st
     let mut session = Session::default();
     let mut probe = {
         let Some(control) = control.upgrade() else { return };
-        Probe::new(info.clone(), host.clone(), checks.clone(), control.upstreams.connector())
+        Probe::new(info.clone(), host.clone(), checks.clone(), control.upstreams.connector(), stats.clone())
     };
     loop {
         let runtime = {

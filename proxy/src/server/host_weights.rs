@@ -1,6 +1,6 @@
 //! Weights of hosts that follow from their own load reports: made on the control thread, every so often a cluster.
 
-use super::control::Control;
+use super::{control::Control, task::Task};
 use crate::upstream::{Cluster, ClusterInfo};
 use foldhash::HashMap;
 use std::{cell::RefCell, rc::Rc, sync::Arc};
@@ -14,13 +14,7 @@ pub struct HostWeights {
 
 struct Running {
     info: Arc<ClusterInfo>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _task: Task,
 }
 
 impl HostWeights {
@@ -39,7 +33,7 @@ impl HostWeights {
                 continue;
             }
             let (weak, of, every) = (Rc::downgrade(control), info.clone(), policy.weight_update_period);
-            let task = tokio::task::spawn_local(async move {
+            let task = Task::spawn(async move {
                 loop {
                     tokio::time::sleep(every).await;
                     let Some(control) = weak.upgrade() else { return };
@@ -49,7 +43,7 @@ impl HostWeights {
                     }
                 }
             });
-            running.insert(info.name().to_owned(), Running { info: info.clone(), task });
+            running.insert(info.name().to_owned(), Running { info: info.clone(), _task: task });
         }
     }
 }

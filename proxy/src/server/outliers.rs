@@ -1,7 +1,7 @@
 //! Runs outlier detection on the control thread: a detector a cluster that asks for it, woken by runs of failures and by its
 //! interval.
 
-use super::control::Control;
+use super::{control::Control, task::Task};
 use crate::{
     base::RuntimeSnapshot,
     upstream::{ClusterInfo, HostSet, HostState, outlier::Detector},
@@ -24,13 +24,7 @@ struct Running {
     info: Arc<ClusterInfo>,
     hosts: Arc<HostSet>,
     detector: Rc<RefCell<Detector>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _task: Task,
 }
 
 impl Outliers {
@@ -73,9 +67,10 @@ impl Outliers {
                 Some(r) if Arc::ptr_eq(&r.info, info) => r.hosts = cluster.hosts.clone(),
                 _ => {
                     let task = run(Rc::downgrade(control), info.clone(), detector.clone());
-                    let task = tokio::task::spawn_local(task);
+                    let task = Task::spawn(task);
                     let hosts = cluster.hosts.clone();
-                    running.insert(info.name().to_owned(), Running { info: info.clone(), hosts, detector, task });
+                    running
+                        .insert(info.name().to_owned(), Running { info: info.clone(), hosts, detector, _task: task });
                 }
             }
         }

@@ -430,6 +430,11 @@ impl Host {
         }
     }
 
+    /// True if what is found of one by checks holds for the other: the same host, checked in the same way.
+    pub fn is_checked_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state) && self.checks == other.checks
+    }
+
     /// The same host where its checks go: another address or port, where the endpoint or the check says so.
     pub fn for_checks(self: &Arc<Self>, alt_port: Option<u16>) -> Arc<Self> {
         let mut address = self.address.clone();

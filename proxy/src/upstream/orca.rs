@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 use weft_config::load_balancing::ClientSideWeightedRoundRobin;
-use weft_control_api::xds::data::orca::v3::OrcaLoadReport;
+use weft_control_api::{snake_case, xds::data::orca::v3::OrcaLoadReport};
 
 const HEADER: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 const BINARY_HEADER: HeaderName = HeaderName::from_static("endpoint-load-metrics-bin");
@@ -187,17 +187,6 @@ fn json(text: &str) -> Option<OrcaLoadReport> {
         }
     }
     Some(report)
-}
-
-fn snake_case(name: &str) -> String {
-    let mut out = String::with_capacity(name.len() + 2);
-    for c in name.chars() {
-        if c.is_ascii_uppercase() {
-            out.push('_');
-        }
-        out.push(c.to_ascii_lowercase());
-    }
-    out
 }
 
 #[cfg(test)]

@@ -396,9 +396,8 @@ impl Detector {
             stats.ejections_total.inc();
         }
         let (key, percent) = kind.enforcing(&self.config);
-        let percent = integer(runtime, key, percent);
         let jitter = milliseconds(runtime, "max_ejection_time_jitter_ms", self.config.max_ejection_time_jitter);
-        if self.rng.u32(..100) >= percent {
+        if !runtime.enables(&format!("outlier_detection.{key}"), percent.into(), self.rng.u64(..)) {
             return false;
         }
         let base = milliseconds(runtime, "base_ejection_time_ms", self.config.base_ejection_time);

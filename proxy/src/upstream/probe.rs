@@ -4,7 +4,7 @@
 use super::{
     ClusterInfo, Host,
     connect::{Connect, Connected, Target, TargetTls},
-    health_check::{Checked, Checks, has_all},
+    health_check::{Checked, Checks, HealthCheckStats, has_all},
     http_call,
 };
 use crate::{
@@ -31,6 +31,7 @@ pub struct Probe {
     host: Arc<Host>,
     checks: Arc<Checks>,
     connector: Rc<dyn Connect>,
+    stats: Arc<HealthCheckStats>,
     kept: Option<Kept>,
 }
 
@@ -42,8 +43,14 @@ enum Kept {
 }
 
 impl Probe {
-    pub fn new(info: Arc<ClusterInfo>, host: Arc<Host>, checks: Arc<Checks>, connector: Rc<dyn Connect>) -> Self {
-        Self { info, host, checks, connector, kept: None }
+    pub fn new(
+        info: Arc<ClusterInfo>,
+        host: Arc<Host>,
+        checks: Arc<Checks>,
+        connector: Rc<dyn Connect>,
+        stats: Arc<HealthCheckStats>,
+    ) -> Self {
+        Self { info, host, checks, connector, stats, kept: None }
     }
 
     /// Makes the check.
@@ -171,8 +178,9 @@ impl Probe {
             return Some(Checked::Bad { retriable: false });
         }
         if let Some(matcher) = &check.service_name
-            && runtime.integer("health_check.verify_cluster").unwrap_or(100) > 0
+            && runtime.enables("health_check.verify_cluster", 100, fastrand::u64(..))
         {
+            self.stats.verify_cluster.inc();
             let name = answer.headers.get(ENVOY_UPSTREAM_HEALTHCHECKED_CLUSTER);
             if !name.is_some_and(|name| matcher.matches(name.as_bytes())) {
                 return Some(Checked::Bad { retriable: false });

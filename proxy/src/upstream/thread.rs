@@ -3,6 +3,10 @@
 //! Each worker has one [`Upstreams`], and the control thread, whose own streams (xDS) go the same way. Invariant: a cluster whose
 //! configuration is unchanged keeps its pools and its place in round robin when its hosts change.
 
+mod thread_host;
+
+pub use thread_host::ThreadHost;
+
 use super::{
     ClusterId, Names,
     aggregate::Aggregate,
@@ -11,19 +15,17 @@ use super::{
     connect::{Connect, Connected, Sockets},
     connection::{Tally, UpstreamConnection},
     health::Health,
-    host::{self, Host, HostSet},
+    host::HostSet,
     metadata_match::MetadataMatch,
-    orca,
     original_dst::OriginalDstHosts,
-    outlier::Report,
     override_host::{self, Choice, OverrideHost},
-    pool::{self, Opened, PoolKey, Pools},
+    pool::{self, Opened, PoolKey},
     server_names::ServerNames,
     shared::{Alpn, Context, Shared},
     stats::{BreakerStats, ClusterStats, MaglevStats, RingHashStats, SubsetStats},
 };
 use crate::{
-    base::{Address, ConnectionInfo, RuntimeSnapshot, StreamError},
+    base::{ConnectionInfo, RuntimeSnapshot, StreamError},
     http::{Protocol, RequestHead, header_names::ENVOY_UPSTREAM_CANARY},
     observe::{
         stats::Registry,
@@ -40,15 +42,10 @@ use std::{
     cell::{OnceCell, RefCell},
     future::Future,
     rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::Duration,
 };
-use weft_config::{
-    cluster::Discovery,
-    http_protocol_options::UpstreamProtocol,
-    load_balancing::{ClientSideWeightedRoundRobin, PolicyKind},
-    route::Priority,
-};
+use weft_config::{cluster::Discovery, http_protocol_options::UpstreamProtocol, route::Priority};
 
 /// All clusters as one thread has them.
 pub struct Upstreams {
@@ -197,12 +194,6 @@ pub struct ThreadCluster {
     ring_stats: OnceCell<Arc<RingHashStats>>,
     maglev_stats: OnceCell<Arc<MaglevStats>>,
     subset_stats: OnceCell<Arc<SubsetStats>>,
-}
-
-/// One host as one thread has it.
-pub struct ThreadHost {
-    host: Arc<Host>,
-    pools: Rc<Pools>,
 }
 
 /// What a pick may depend on.
@@ -717,83 +708,6 @@ impl Drop for Pending<'_> {
 /// Seats for all hosts, none of which was picked yet.
 fn vacant(hosts: &HostSet) -> Vec<Vec<Option<Rc<ThreadHost>>>> {
     hosts.priorities.iter().map(|set| vec![None; set.hosts.len()]).collect()
-}
-
-impl ThreadHost {
-    pub(super) fn new(host: Arc<Host>, shared: Rc<Shared>) -> Rc<Self> {
-        Rc::new(Self { pools: Pools::new(shared, host.clone()), host })
-    }
-
-    /// The same host with what is new about it.
-    fn now(self: Rc<Self>, host: &Arc<Host>) -> Rc<Self> {
-        if Arc::ptr_eq(&self.host, host) {
-            return self;
-        }
-        *self.pools.host.borrow_mut() = host.clone();
-        Rc::new(Self { host: host.clone(), pools: self.pools.clone() })
-    }
-
-    pub(super) fn pools(&self) -> &Rc<Pools> {
-        &self.pools
-    }
-
-    pub fn address(&self) -> &Address {
-        &self.host.address
-    }
-
-    /// True if the cluster weighs its hosts by what they report.
-    pub fn wants_reports(&self) -> bool {
-        self.reports().is_some()
-    }
-
-    fn reports(&self) -> Option<&ClientSideWeightedRoundRobin> {
-        match &self.cluster().config.load_balancing.policy.innermost().kind {
-            PolicyKind::ClientSideWeightedRoundRobin(config) => Some(config),
-            _ => None,
-        }
-    }
-
-    /// Takes the load report in a response's headers or trailers; true if there was one.
-    pub fn take_report(&self, headers: &HeaderMap) -> bool {
-        let weight = self.reports().and_then(|config| orca::reported(headers, config));
-        if let Some(weight) = weight {
-            self.host.state.report.set(weight, host::now());
-        }
-        weight.is_some()
-    }
-
-    /// The cluster that it is a host of.
-    pub fn cluster(&self) -> &Arc<ClusterInfo> {
-        &self.pools.shared.info
-    }
-
-    /// The host as all threads share it.
-    pub fn host(&self) -> &Arc<Host> {
-        &self.host
-    }
-
-    /// Counts a response, or a local one in its place, for the host.
-    pub fn count_response(&self, status: u16) {
-        let state = &self.host.state;
-        if status >= 500 { &state.rq_error } else { &state.rq_success }.fetch_add(1, Relaxed);
-    }
-
-    /// Tells outlier detection, where there is one, what became of a try.
-    pub fn report(&self, report: Report) {
-        if let Some(monitor) = self.host.state.outlier() {
-            monitor.report(report);
-        }
-    }
-
-    /// Counts a request that failed, or whose answer was not good enough.
-    pub fn count_error(&self) {
-        self.host.state.rq_error.fetch_add(1, Relaxed);
-    }
-
-    /// Counts a request that the host did not answer in time.
-    pub fn count_timeout(&self) {
-        self.host.state.rq_timeout.fetch_add(1, Relaxed);
-    }
 }
 
 impl Drop for ThreadCluster {

@@ -8,7 +8,7 @@
 use super::{
     budget::Budget,
     error,
-    frame::{self, Code, FIRST_WINDOW, MAX_FRAME, PREFACE, kind},
+    frame::{self, Code, FIRST_WINDOW, PREFACE, kind},
     hpack::{DEFAULT_TABLE_SIZE, Decoder, Encoder},
     options::Http2Options,
     output::Output,
@@ -42,7 +42,6 @@ pub(super) struct Core {
     pub window: i64,
     /// The peer's SETTINGS.
     pub peer_window: i64,
-    pub peer_frame: usize,
     pub peer_streams: usize,
 
     pub input: Input,
@@ -108,7 +107,6 @@ impl Core {
             waiting: VecDeque::new(),
             window: FIRST_WINDOW.into(),
             peer_window: FIRST_WINDOW.into(),
-            peer_frame: MAX_FRAME,
             peer_streams: if client { options.max_concurrent_streams as usize } else { 0 },
             input: Input::new(client),
             decoder: Decoder::new(options.hpack_table_size as usize),

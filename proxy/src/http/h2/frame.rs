@@ -131,26 +131,20 @@ pub(super) fn put_number(out: &mut Vec<u8>, kind: u8, stream: u32, number: u32) 
 }
 
 /// Writes HEADERS, and CONTINUATION where one frame is too small for what `block` writes.
-pub(super) fn put_headers(
-    out: &mut Vec<u8>,
-    stream: u32,
-    end: bool,
-    max_frame: usize,
-    block: impl FnOnce(&mut Vec<u8>),
-) {
+pub(super) fn put_headers(out: &mut Vec<u8>, stream: u32, end: bool, block: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     let end = if end { flag::END_STREAM } else { 0 };
     put_head(out, 0, kind::HEADERS, end | flag::END_HEADERS, stream);
     block(out);
     let length = out.len() - start - HEAD;
-    if length <= max_frame {
+    if length <= MAX_FRAME {
         out[start..start + 3].copy_from_slice(&(length as u32).to_be_bytes()[1..]);
         return;
     }
     let block = out.split_off(start + HEAD);
     out.truncate(start);
     let (mut kind, mut flags) = (kind::HEADERS, end);
-    let mut pieces = block.chunks(max_frame).peekable();
+    let mut pieces = block.chunks(MAX_FRAME).peekable();
     while let Some(piece) = pieces.next() {
         if pieces.peek().is_none() {
             flags |= flag::END_HEADERS;
@@ -167,9 +161,9 @@ mod tests {
 
     #[test]
     fn long_blocks_go_on_in_further_frames() {
-        for length in [0, 1, 100, 101, 200, 250] {
+        for length in [0, 1, MAX_FRAME, MAX_FRAME + 1, 2 * MAX_FRAME, 2 * MAX_FRAME + 50] {
             let mut out = vec![7];
-            put_headers(&mut out, 5, true, 100, |out| out.extend((0..length).map(|i| i as u8)));
+            put_headers(&mut out, 5, true, |out| out.extend((0..length).map(|i| i as u8)));
             let (mut rest, mut block, mut heads) = (&out[1..], Vec::new(), Vec::new());
             while let Some(head) = rest.first_chunk() {
                 let head = FrameHead::parse(head);

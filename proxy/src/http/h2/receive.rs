@@ -515,12 +515,9 @@ impl Core {
                 setting::ENABLE_PUSH if value > u32::from(!self.client) => return fatal(Code::PROTOCOL_ERROR),
                 setting::MAX_CONCURRENT_STREAMS => self.peer_streams = value as usize,
                 setting::INITIAL_WINDOW_SIZE => self.set_peer_window(value)?,
-                setting::MAX_FRAME_SIZE => {
-                    if !(MAX_FRAME..1 << 24).contains(&(value as usize)) {
-                        return fatal(Code::PROTOCOL_ERROR);
-                    }
-                    // Larger ones would only make other streams wait.
-                    self.peer_frame = MAX_FRAME;
+                // Larger frames than all peers take would only make other streams wait: the value is not used.
+                setting::MAX_FRAME_SIZE if !(MAX_FRAME..1 << 24).contains(&(value as usize)) => {
+                    return fatal(Code::PROTOCOL_ERROR);
                 }
                 setting::ENABLE_CONNECT_PROTOCOL if value > 1 => return fatal(Code::PROTOCOL_ERROR),
                 _ => {}

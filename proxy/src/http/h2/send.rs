@@ -2,7 +2,7 @@
 
 use super::{
     core::Core,
-    frame::{self, kind},
+    frame::{self, MAX_FRAME, kind},
     head,
     output::ROOM,
     streams::Over,
@@ -45,9 +45,9 @@ impl Core {
     ) -> Result<usize, StreamError> {
         self.sendable(key)?;
         let informational = head.status.is_informational() && !(upgraded && head.status == 101);
-        let (id, max_frame) = (self.streams[key].id, self.peer_frame);
+        let id = self.streams[key].id;
         let (encoder, mut size) = (&mut self.encoder, 0);
-        frame::put_headers(self.out.buf(), id, end && !informational, max_frame, |out| {
+        frame::put_headers(self.out.buf(), id, end && !informational, |out| {
             size = head::put_response(out, encoder, head, upgraded);
         });
         self.out.frame(false);
@@ -97,8 +97,8 @@ impl Core {
         let id = self.last;
         self.last += 2;
         self.opened(key, id);
-        let (encoder, max_frame, mut size) = (&mut self.encoder, self.peer_frame, 0);
-        frame::put_headers(self.out.buf(), id, end, max_frame, |out| size = head::put_request(out, encoder, head));
+        let (encoder, mut size) = (&mut self.encoder, 0);
+        frame::put_headers(self.out.buf(), id, end, |out| size = head::put_request(out, encoder, head));
         self.out.frame(false);
         self.budget.opened += 1;
         self.streams[key].window = self.peer_window;
@@ -124,7 +124,7 @@ impl Core {
         self.sendable(key)?;
         let n = data.len();
         let direct = self.row.is_empty()
-            && n <= self.peer_frame
+            && n <= MAX_FRAME
             && n as i64 <= self.window.min(self.streams[key].window)
             && self.out.pending() < ROOM;
         let stream = &mut self.streams[key];
@@ -170,8 +170,8 @@ impl Core {
     }
 
     fn put_trailers(&mut self, key: u32, trailers: &HeaderMap) {
-        let (id, max_frame, encoder) = (self.streams[key].id, self.peer_frame, &mut self.encoder);
-        frame::put_headers(self.out.buf(), id, true, max_frame, |out| {
+        let (id, encoder) = (self.streams[key].id, &mut self.encoder);
+        frame::put_headers(self.out.buf(), id, true, |out| {
             encoder.begin(out);
             head::put_fields(out, encoder, trailers);
         });
@@ -206,11 +206,11 @@ impl Core {
             && self.out.pending() < ROOM
             && let Some(key) = self.row.pop_front()
         {
-            let (window, max_frame) = (self.window, self.peer_frame);
+            let window = self.window;
             let stream = &mut self.streams[key];
             stream.in_row = false;
             let Some(front) = stream.unsent.front_mut() else { continue };
-            let most = usize::try_from(window.min(stream.window)).unwrap_or(0).min(max_frame);
+            let most = usize::try_from(window.min(stream.window)).unwrap_or(0).min(MAX_FRAME);
             if most == 0 {
                 continue;
             }
