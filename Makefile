@@ -14,7 +14,7 @@ build: ## release binaries: weft and weft-control
 	$(CARGO) build --release --bins
 
 test: tools ## all tests; one whose tool cannot be had says `skipped: why`
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --no-fail-fast
 
 tools: ## fetches what the tests run beside Weft: the real Envoy, gRPC's xDS client
 	@sh scripts/tools.sh
