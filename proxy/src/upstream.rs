@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod connect;
 mod connection;
 pub mod dns;
+pub mod grpc_call;
 pub mod grpc_stream;
 pub mod health;
 pub mod health_check;
