@@ -3,7 +3,7 @@
 //! Adding a filter is its file and one line in [`TABLE`]. A filter that does not apply to a stream says so when it is
 //! created and costs nothing after that.
 
-use crate::http::{Body, ResponseHead, Thread, stream::Stream};
+use crate::http::{Body, Frame, ResponseHead, Thread, stream::Stream};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use std::{any::Any as StdAny, borrow::Cow, future::Future, pin::Pin, rc::Rc, sync::Arc};
@@ -24,6 +24,31 @@ pub enum Action {
     Reply(LocalReply),
     /// Wait for the future; it then decides, with the stream at hand.
     Await(Pin<Box<dyn Future<Output = Resume>>>),
+    /// Hold the request back until its body is whole or there are more than so many bytes of it;
+    /// [`HttpFilter::on_request_body`] then decides. Of request hooks only.
+    Buffer(u64),
+}
+
+/// What is there of a request's body that was held back. It goes on to the next filter by itself.
+pub struct Buffered<'a> {
+    pub frames: &'a [Frame],
+    /// Payload bytes.
+    pub size: u64,
+    /// Nothing is still to come.
+    pub is_whole: bool,
+}
+
+impl Buffered<'_> {
+    /// The payload, at most `most` bytes of it.
+    pub fn bytes(&self, most: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(most.min(usize::try_from(self.size).unwrap_or(usize::MAX)));
+        for frame in self.frames {
+            if let Frame::Data(data) = frame {
+                bytes.extend_from_slice(&data[..data.len().min(most - bytes.len())]);
+            }
+        }
+        bytes
+    }
 }
 
 /// What a filter does with the stream once what it waited for is there.
@@ -73,13 +98,18 @@ pub struct FilterScope<'a> {
 
 /// One worker's part of a filter.
 pub trait ActiveFilter {
-    /// The filter for one stream, or `None` if it does not apply to it. `route` is the most specific per-route
-    /// configuration, as the factory's [`ParseRoute`] made it.
-    fn create(&self, stream: &Stream, route: Option<&RouteFilterConfig>) -> Option<Box<dyn HttpFilter>>;
+    /// The filter for one stream, made when its turn has come; `None` if it does not apply. `routes` are the per-route
+    /// configurations, as the factory's [`ParseRoute`] made them, from the least specific to the most specific.
+    fn create(&self, stream: &Stream, routes: &[RouteFilterConfig]) -> Option<Box<dyn HttpFilter>>;
 }
 
 /// A compiled per-route configuration; its filter downcasts it.
 pub type RouteFilterConfig = Arc<dyn StdAny + Send + Sync>;
+
+/// The most specific of per-route configurations, for filters that know one.
+pub fn most_specific<T: StdAny + Send + Sync>(routes: &[RouteFilterConfig]) -> Option<Arc<T>> {
+    routes.last()?.clone().downcast().ok()
+}
 
 /// One filter on one stream. Request hooks run in the order of the configuration, response hooks in reverse.
 pub trait HttpFilter {
@@ -88,8 +118,13 @@ pub trait HttpFilter {
         Action::Continue
     }
 
-    /// Lets the filter look at, change or hold back the request body.
-    fn request_body(&mut self, body: Body) -> Body {
+    /// What was held back for an [`Action::Buffer`] is there.
+    fn on_request_body(&mut self, _stream: &mut Stream, _body: &Buffered<'_>) -> Action {
+        Action::Continue
+    }
+
+    /// Lets the filter look at, change or hold back the request body, trailers included.
+    fn request_body(&mut self, _stream: &mut Stream, body: Body) -> Body {
         body
     }
 
@@ -98,8 +133,8 @@ pub trait HttpFilter {
         Action::Continue
     }
 
-    /// Lets the filter look at, change or hold back the response body.
-    fn response_body(&mut self, body: Body) -> Body {
+    /// Lets the filter look at, change or hold back the response body, trailers included.
+    fn response_body(&mut self, _stream: &mut Stream, body: Body) -> Body {
         body
     }
 

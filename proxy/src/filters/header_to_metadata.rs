@@ -9,6 +9,7 @@ mod value;
 
 use super::{
     Action, ActiveFilter, FilterConfig, FilterFactory, FilterScope, HttpFilter, LocalReply, RouteFilterConfig,
+    most_specific,
 };
 use crate::{
     base::ResponseFlag,
@@ -254,8 +255,8 @@ impl StatsByPrefix {
 }
 
 impl ActiveFilter for Active {
-    fn create(&self, _: &Stream, route: Option<&RouteFilterConfig>) -> Option<Box<dyn HttpFilter>> {
-        let of_route = route.and_then(|route| route.clone().downcast::<HeaderToMetadata>().ok());
+    fn create(&self, _: &Stream, routes: &[RouteFilterConfig]) -> Option<Box<dyn HttpFilter>> {
+        let of_route = most_specific::<HeaderToMetadata>(routes);
         let config = of_route.unwrap_or_else(|| self.config.clone());
         if config.request.is_empty() && config.response.is_empty() {
             return None;

@@ -93,7 +93,7 @@ impl FilterConfig for HealthCheck {
 struct Active(Arc<HealthCheck>);
 
 impl ActiveFilter for Active {
-    fn create(&self, stream: &Stream, _: Option<&RouteFilterConfig>) -> Option<Box<dyn HttpFilter>> {
+    fn create(&self, stream: &Stream, _: &[RouteFilterConfig]) -> Option<Box<dyn HttpFilter>> {
         let is_check = self.0.headers.iter().all(|matcher| header_matches(matcher, &stream.request));
         (is_check || stream.connection.thread.health_check_failed.get())
             .then(|| Box::new(Filter { config: self.0.clone(), is_check }) as Box<dyn HttpFilter>)

@@ -5,6 +5,7 @@
 
 use super::{
     Action, ActiveFilter, FilterConfig, FilterFactory, FilterScope, HttpFilter, LocalReply, RouteFilterConfig,
+    most_specific,
 };
 use crate::{
     http::stream::Stream,
@@ -97,8 +98,8 @@ struct Active {
 }
 
 impl ActiveFilter for Active {
-    fn create(&self, _: &Stream, route: Option<&RouteFilterConfig>) -> Option<Box<dyn HttpFilter>> {
-        let of_route = route.and_then(|route| route.clone().downcast::<Rbac>().ok());
+    fn create(&self, _: &Stream, routes: &[RouteFilterConfig]) -> Option<Box<dyn HttpFilter>> {
+        let of_route = most_specific::<Rbac>(routes);
         let rbac = of_route.unwrap_or_else(|| self.rbac.clone());
         let has_rules = rbac.rules.is_some() || rbac.shadow_rules.is_some();
         has_rules.then(|| {

@@ -85,7 +85,7 @@ impl FilterConfig for Router {
 struct Dispatched;
 
 impl ActiveFilter for Dispatched {
-    fn create(&self, _: &Stream, _: Option<&RouteFilterConfig>) -> Option<Box<dyn HttpFilter>> {
+    fn create(&self, _: &Stream, _: &[RouteFilterConfig]) -> Option<Box<dyn HttpFilter>> {
         None
     }
 }

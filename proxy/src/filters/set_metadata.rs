@@ -3,7 +3,9 @@
 //! A namespace that is there already stays as it is, which is counted, unless the entry may overwrite: it is then merged into
 //! what is there. A route's entries come after the filter's own.
 
-use super::{Action, ActiveFilter, FilterConfig, FilterFactory, FilterScope, HttpFilter, RouteFilterConfig};
+use super::{
+    Action, ActiveFilter, FilterConfig, FilterFactory, FilterScope, HttpFilter, RouteFilterConfig, most_specific,
+};
 use crate::{
     http::stream::Stream,
     observe::{StreamInfo, stats::Registry},
@@ -140,8 +142,8 @@ struct Active {
 }
 
 impl ActiveFilter for Active {
-    fn create(&self, _: &Stream, route: Option<&RouteFilterConfig>) -> Option<Box<dyn HttpFilter>> {
-        let of_route = route.and_then(|route| route.clone().downcast::<SetMetadata>().ok());
+    fn create(&self, _: &Stream, routes: &[RouteFilterConfig]) -> Option<Box<dyn HttpFilter>> {
+        let of_route = most_specific::<SetMetadata>(routes);
         let of_route = of_route.filter(|config| !config.is_empty()).map(|config| {
             let stats = self.route_stats.get_or_init(|| self.registry.attach("set_metadata"));
             (config, stats.clone())

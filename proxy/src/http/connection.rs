@@ -2,7 +2,8 @@
 
 use super::{
     BadRequest, Body, Protocol, RequestHead, StreamService,
-    connection_manager::{ActiveFilters, ConnectionManager, Routes},
+    connection_manager::{ConnectionManager, Routes},
+    filter_chain::ActiveFilters,
     h1::CodecStats,
     service::Responder,
     stats::{ConnectionManagerStats, ListenerHttpStats},

@@ -2,14 +2,14 @@
 //! connection's part of it.
 
 use super::{
+    filter_chain::{ActiveEntry, ActiveFilters},
     header_rules::{HeaderRules, Mutations},
     local_reply::{BodyFormat, LocalReplyRules, Mapper},
     response_headers::ResponseRules,
-    stream::Stream,
     thread::{RouteSlot, Thread},
 };
 use crate::{
-    filters::{self, ActiveFilter, FilterConfig, FilterScope, HttpFilter, router, router::Router},
+    filters::{self, FilterConfig, FilterScope, router, router::Router},
     observe::{
         access_log::{AccessLogs, LogFilter, LogWriter},
         format::Format,
@@ -100,7 +100,7 @@ impl ConnectionManager {
             filter: entry.config.clone().activate(&scope),
             disabled: entry.disabled,
         };
-        ActiveFilters { entries: self.filters.iter().map(activate).collect(), manager: self.clone() }
+        ActiveFilters::new(self.clone(), self.filters.iter().map(activate).collect())
     }
 
     /// Its stats' name: `http.<this>.*`
@@ -111,38 +111,6 @@ impl ConnectionManager {
     /// True if an upgrade of this kind is allowed where the route says nothing.
     pub fn allows_upgrade(&self, kind: &[u8]) -> bool {
         self.config.upgrade_configs.iter().any(|u| u.enabled && u.upgrade_type.as_bytes().eq_ignore_ascii_case(kind))
-    }
-}
-
-/// One worker's part of a connection manager's filters.
-pub struct ActiveFilters {
-    pub manager: Arc<ConnectionManager>,
-    entries: Box<[ActiveEntry]>,
-}
-
-struct ActiveEntry {
-    name: Box<str>,
-    filter: Rc<dyn ActiveFilter>,
-    /// Off unless a route turns it on.
-    disabled: bool,
-}
-
-impl ActiveFilters {
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// The filters that apply to this stream, in order.
-    pub fn create(&self, stream: &Stream) -> Vec<Box<dyn HttpFilter>> {
-        let create = |entry: &ActiveEntry| {
-            let route = stream.route.as_ref().and_then(|route| route.per_filter(&entry.name));
-            let disabled = route.map_or(entry.disabled, |route| route.disabled);
-            if disabled {
-                return None;
-            }
-            entry.filter.create(stream, route.and_then(|route| route.config.as_ref()))
-        };
-        self.entries.iter().filter_map(create).collect()
     }
 }
 

@@ -28,70 +28,72 @@ use std::rc::Rc;
 use weft_config::http_connection_manager::SchemeTransformation;
 
 /// Takes the routed request to its end, or says what to answer.
-pub async fn dispatch(stream: &mut Stream, request: &mut Pump, responder: &mut Responder) -> Answer {
-    let mut redirects = redirect::Followed::default();
+pub async fn dispatch(
+    stream: &mut Stream,
+    request: &mut Pump,
+    responder: &mut Responder,
+    redirects: &mut redirect::Followed,
+) -> Next {
     stream.connection.stats.rq_total.inc();
-    loop {
-        let Some(matched) = stream.route.clone() else { return no_route(stream) };
-        let forward = match &matched.route.action {
-            Action::Forward(forward) => forward,
-            Action::Redirect(redirect) => {
-                stream.connection.stats.rq_redirect.inc();
-                let mut reply = LocalReply::new(redirect.status, "", "direct_response");
-                if let Some(location) = redirect.location(&stream.request, &stream.info) {
-                    reply.headers.insert(header::LOCATION, location);
-                }
-                return Answer::Local(reply.by_router());
+    let Some(matched) = stream.route.clone() else { return Next::Answer(no_route(stream)) };
+    let forward = match &matched.route.action {
+        Action::Forward(forward) => forward,
+        Action::Redirect(redirect) => {
+            stream.connection.stats.rq_redirect.inc();
+            let mut reply = LocalReply::new(redirect.status, "", "direct_response");
+            if let Some(location) = redirect.location(&stream.request, &stream.info) {
+                reply.headers.insert(header::LOCATION, location);
             }
-            Action::DirectResponse(direct) => {
-                let stats = &stream.connection.stats;
-                if direct.status.is_redirection() { &stats.rq_redirect } else { &stats.rq_direct_response }.inc();
-                let body = match &direct.format {
-                    Some((format, _)) => {
-                        let mut facts = stream.facts(None);
-                        facts.local_reply_body = Some(&direct.body);
-                        format.text(&facts).into()
-                    }
-                    None => direct.body.clone(),
-                };
-                let mut reply = LocalReply::new(direct.status, body, "direct_response");
-                reply.content_type = direct.format.as_ref().map(|(_, content_type)| Box::new(content_type.clone()));
-                if (direct.status == StatusCode::CREATED || direct.status.is_redirection())
-                    && let Some(location) = redirect::own_location(&stream.request)
-                {
-                    // RFC 9110 section 10.2.2: these refer to something.
-                    reply.headers.insert(header::LOCATION, location);
-                }
-                return Answer::Local(reply.by_router());
-            }
-            Action::NonForwarding => {
-                // It is for who reads routes without being a proxy; for one that is, its cluster is missing.
-                stream.connection.stats.no_cluster.inc();
-                stream.info.set_flag(ResponseFlag::NoClusterFound);
-                return Answer::Local(
-                    LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "", "cluster_not_found").by_router(),
-                );
-            }
-        };
-        match forward_request(stream, forward, request, responder, &mut redirects).await {
-            Next::Answer(answer) => return answer,
-            Next::Again => {}
+            return Next::Answer(Answer::Local(reply.by_router()));
         }
-    }
+        Action::DirectResponse(direct) => {
+            let stats = &stream.connection.stats;
+            if direct.status.is_redirection() { &stats.rq_redirect } else { &stats.rq_direct_response }.inc();
+            let body = match &direct.format {
+                Some((format, _)) => {
+                    let mut facts = stream.facts(None);
+                    facts.local_reply_body = Some(&direct.body);
+                    format.text(&facts).into()
+                }
+                None => direct.body.clone(),
+            };
+            let mut reply = LocalReply::new(direct.status, body, "direct_response");
+            reply.content_type = direct.format.as_ref().map(|(_, content_type)| Box::new(content_type.clone()));
+            if (direct.status == StatusCode::CREATED || direct.status.is_redirection())
+                && let Some(location) = redirect::own_location(&stream.request)
+            {
+                // RFC 9110 section 10.2.2: these refer to something.
+                reply.headers.insert(header::LOCATION, location);
+            }
+            return Next::Answer(Answer::Local(reply.by_router()));
+        }
+        Action::NonForwarding => {
+            // It is for who reads routes without being a proxy; for one that is, its cluster is missing.
+            stream.connection.stats.no_cluster.inc();
+            stream.info.set_flag(ResponseFlag::NoClusterFound);
+            return Next::Answer(Answer::Local(
+                LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "", "cluster_not_found").by_router(),
+            ));
+        }
+    };
+    forward_request(stream, forward, request, responder, redirects).await
 }
 
 /// There is no route, or only one for TLS.
 fn no_route(stream: &mut Stream) -> Answer {
     let Some(reply) = stream.no_route.take() else { return Answer::Done };
+    if reply.details == "route_not_found" {
+        stream.info.set_flag(ResponseFlag::NoRouteFound);
+    }
     let stats = &stream.connection.stats;
     if reply.status.is_redirection() { &stats.rq_redirect } else { &stats.no_route }.inc();
     Answer::Local(reply.by_router())
 }
 
 /// After one route's turn.
-enum Next {
+pub enum Next {
     Answer(Answer),
-    /// An internal redirect gave the request a new route.
+    /// An internal redirect gave the request a new route: all begins anew.
     Again,
 }
 
@@ -161,7 +163,7 @@ async fn forward_request(
     {
         drop((attempt, body));
         if stream.request.method == method {
-            request.rewind()
+            *request = Pump::new(request.take_kept());
         } else {
             *request = Pump::new(Body::Empty)
         }

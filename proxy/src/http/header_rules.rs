@@ -161,23 +161,70 @@ impl Mutations {
         Self(mutations.iter().enumerate().filter_map(compile).collect())
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub fn apply(&self, head: &mut RequestHead, info: &StreamInfo) {
+        self.apply_with(head, request_headers, |addition, head| {
+            addition.value.header_value(&Facts { request: Some(head), ..Facts::new(info) })
+        });
+    }
+
+    pub fn apply_response(&self, head: &mut ResponseHead, request: &RequestHead, info: &StreamInfo) {
+        let facts = Facts { request: Some(request), ..Facts::new(info) };
+        self.apply_with(
+            head,
+            |head| &mut head.headers,
+            |addition, head| addition.value.header_value(&Facts { response: Some(head), ..facts }),
+        );
+    }
+
+    /// What the values come to, for [`Mutations::apply_values`].
+    pub fn values(&self, facts: &Facts<'_>) -> Vec<String> {
+        let value = |mutation: &Mutation| match mutation {
+            Mutation::Add(addition) => addition.value.header_value(facts),
+            _ => String::new(),
+        };
+        self.0.iter().map(value).collect()
+    }
+
+    /// Changes trailers, which come when the stream cannot be asked any more.
+    pub fn apply_values(&self, trailers: &mut HeaderMap, values: &[String]) {
+        for (mutation, value) in self.0.iter().zip(values) {
+            mutation.apply(trailers, |trailers| trailers, |_, _| value.clone());
+        }
+    }
+
+    fn apply_with<H>(
+        &self,
+        head: &mut H,
+        headers: fn(&mut H) -> &mut HeaderMap,
+        value: impl Fn(&Addition, &H) -> String,
+    ) {
         for mutation in &self.0 {
-            match mutation {
-                Mutation::Remove(name) => {
-                    head.headers.remove(name);
-                }
-                Mutation::Add(addition) => {
-                    apply_all(std::slice::from_ref(addition), head, request_headers, |addition, head| {
-                        addition.value.header_value(&Facts { request: Some(head), ..Facts::new(info) })
-                    });
-                }
-                Mutation::RemoveMatching(matcher) => {
-                    let names: Vec<_> =
-                        head.headers.keys().filter(|name| matcher.matches(name.as_str())).cloned().collect();
-                    for name in names {
-                        head.headers.remove(name);
-                    }
+            mutation.apply(head, headers, &value);
+        }
+    }
+}
+
+impl Mutation {
+    fn apply<H>(
+        &self,
+        head: &mut H,
+        headers: fn(&mut H) -> &mut HeaderMap,
+        value: impl Fn(&Addition, &H) -> String,
+    ) {
+        match self {
+            Self::Remove(name) => {
+                headers(head).remove(name);
+            }
+            Self::Add(addition) => apply_all(std::slice::from_ref(addition), head, headers, value),
+            Self::RemoveMatching(matcher) => {
+                let headers = headers(head);
+                let names: Vec<_> = headers.keys().filter(|name| matcher.matches(name.as_str())).cloned().collect();
+                for name in names {
+                    headers.remove(name);
                 }
             }
         }

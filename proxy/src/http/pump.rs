@@ -1,6 +1,6 @@
 //! Moves a body from where it comes to where it goes, no faster than both allow.
 
-use super::{Body, BodySink, BodySource, Frame, body::PipeRoom, h1::BodyReader};
+use super::{Body, BodySink, BodySource, Frame, body::PipeRoom, h1::BodyReader, held_body::HeldBody};
 use crate::base::StreamError;
 use bytes::Bytes;
 use http::HeaderMap;
@@ -120,6 +120,17 @@ impl Pump {
             replay.sent = 0;
         }
         self.state = State::Moving;
+    }
+
+    /// The message again, of which all was kept (it may be empty).
+    pub fn take_kept(&mut self) -> Body {
+        let Some(Replay { data, trailers, .. }) = self.replay.take() else { return Body::Empty };
+        HeldBody::new(data.into_iter().map(Frame::Data).chain(trailers.map(Frame::Trailers)), Body::Empty)
+    }
+
+    /// The body itself, to read ahead from. Only before anything has passed.
+    pub fn source(&mut self) -> &mut Body {
+        &mut self.source
     }
 
     /// Drops what was kept: the message will not be sent again.

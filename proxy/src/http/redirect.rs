@@ -70,7 +70,6 @@ pub fn follow(
             next.headers.append(name, value.clone());
         }
     }
-    let flags = stream.info.flags;
     let before = (std::mem::replace(&mut stream.request, next), stream.route.clone());
     let found = stream.find_route().is_ok();
     let allowed = found
@@ -86,7 +85,6 @@ pub fn follow(
         };
         counter.inc();
         (stream.request, stream.route) = before;
-        stream.info.flags = flags;
         return false;
     }
     stream.redirected(response.status);

@@ -4,13 +4,14 @@
 //! happens, [`Stream`]'s drop ends the stream exactly once: stats, access log, filters' `on_end`.
 
 use super::{
-    BadRequest, Body, BodySource, Protocol, RequestHead, ResponseHead,
+    BadRequest, Body, Protocol, RequestHead, ResponseHead,
     attempts::Attempt,
     balancing::Balancing,
     client_cert,
     connection::HttpConnection,
     deadlines::{Deadline, Deadlines},
-    dispatch, grpc,
+    filter_run::FilterRun,
+    grpc,
     header_names::*,
     local_reply,
     pump::{Pump, PumpError},
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     base::{ResetReason, ResponseFlag, Side, StreamError, clock},
-    filters::{Action, HttpFilter, LocalReply},
+    filters::LocalReply,
     observe::{StreamInfo, format::Facts},
     route::{MatchContext, MatchedRoute, RouteOutcome, RouteTable},
     upstream::outlier::Report,
@@ -53,7 +54,7 @@ pub struct Stream {
     /// Kept for access logs.
     pub response: Option<ResponseHead>,
     pub response_trailers: Option<HeaderMap>,
-    pub filters: Vec<Box<dyn HttpFilter>>,
+    pub filters: FilterRun,
     /// What the router answers where there is no route.
     pub no_route: Option<Box<LocalReply>>,
     /// The client is told by the response that its connection will close.
@@ -65,8 +66,6 @@ pub struct Stream {
     is_upgrade: bool,
     /// False for what was refused before it was a request: there is nothing to tell of its head.
     has_head: bool,
-    /// Responses go through all filters, whoever gives them and however early.
-    has_filters: bool,
 }
 
 /// How far a response comes from.
@@ -91,10 +90,7 @@ pub fn serve(
 async fn run(mut stream: Box<Stream>, mut request: Pump, mut responder: Responder) {
     let answer = match stream.accept(&mut request, &mut responder) {
         Err(reply) => Answer::Local(*reply),
-        Ok(()) => match stream.run_request_filters(&mut request, &mut responder).await {
-            Err(answer) => answer,
-            Ok(()) => dispatch::dispatch(&mut stream, &mut request, &mut responder).await,
-        },
+        Ok(()) => stream.take_to_its_end(&mut request, &mut responder).await,
     };
     if let Answer::Local(reply) = answer {
         stream.answer(reply, &mut request, &mut responder).await;
@@ -178,14 +174,13 @@ impl Stream {
             must_close: false,
             response: None,
             response_trailers: None,
-            filters: Vec::new(),
+            filters: FilterRun::default(),
             no_route: None,
             response_started: false,
             is_tunnel: false,
             is_upgrade: false,
             was_informed: false,
             has_head: true,
-            has_filters: false,
             connection,
         })
     }
@@ -305,6 +300,13 @@ impl Stream {
         self.request.headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     }
 
+    /// Looks the route up again: a filter changed what it depends on.
+    pub fn refresh_route(&mut self) {
+        self.no_route = self.find_route().err();
+        self.refresh_filters();
+        self.apply_route_timeouts();
+    }
+
     /// Looks the route up, again after an internal redirect.
     pub fn find_route(&mut self) -> Result<(), Box<LocalReply>> {
         let connection = &self.connection;
@@ -313,7 +315,6 @@ impl Stream {
         self.info.route_metadata = None;
         let Some(table) = &self.table else {
             // The route configuration has not come yet, or is gone.
-            self.info.set_flag(ResponseFlag::NoRouteFound);
             return Err(LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found").into());
         };
         let runtime = connection.thread.runtime();
@@ -340,7 +341,6 @@ impl Stream {
                 Err(reply.into())
             }
             RouteOutcome::NoVirtualHost | RouteOutcome::NoRoute => {
-                self.info.set_flag(ResponseFlag::NoRouteFound);
                 Err(LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found").into())
             }
         }
@@ -398,56 +398,6 @@ impl Stream {
                 self.deadlines.set(Deadline::MaxStreamDuration, limit);
             }
         }
-    }
-
-    async fn run_request_filters(&mut self, request: &mut Pump, responder: &mut Responder) -> Result<(), Answer> {
-        let mut filters = self.create_filters().into_iter();
-        while let Some(mut filter) = filters.next() {
-            let end = request.is_empty();
-            let mut action = filter.on_request(self, end);
-            loop {
-                match action {
-                    Action::Continue => break,
-                    Action::Reply(reply) => {
-                        self.filters.push(filter);
-                        self.filters.extend(filters);
-                        return Err(Answer::Local(reply));
-                    }
-                    Action::Await(mut wait) => {
-                        let resume = poll_fn(|cx| {
-                            if let Poll::Ready(gone) = responder.poll_closed(cx) {
-                                return Poll::Ready(Err(Interrupt::Gone(gone)));
-                            }
-                            if let Poll::Ready(which) = self.deadlines.poll(cx) {
-                                return Poll::Ready(Err(Interrupt::Deadline(which)));
-                            }
-                            wait.as_mut().poll(cx).map(Ok)
-                        })
-                        .await;
-                        action = match resume {
-                            Ok(resume) => resume(self),
-                            Err(interrupt) => {
-                                self.filters.push(filter);
-                                self.filters.extend(filters);
-                                return Err(self.interrupted(interrupt, request));
-                            }
-                        };
-                    }
-                }
-            }
-            request.map_source(|body| filter.request_body(body));
-            self.filters.push(filter);
-        }
-        Ok(())
-    }
-
-    /// The filters that apply, once.
-    fn create_filters(&mut self) -> Vec<Box<dyn HttpFilter>> {
-        let filters = self.connection.filters.clone();
-        if std::mem::replace(&mut self.has_filters, true) || filters.is_empty() {
-            return Vec::new();
-        }
-        filters.create(self)
     }
 
     /// What to do when the client went away or a timeout passed before there was a response.
@@ -550,9 +500,8 @@ impl Stream {
             self.info.upstream.cluster = cluster.map(|cluster| cluster.info().observability_name.clone());
         }
         self.info.set_details(reply.details.clone());
-        // The reply may have come before the filters.
-        let filters = self.create_filters();
-        self.filters.extend(filters);
+        // The reply may have come before some of the filters.
+        self.create_filters();
         let (head, body) = local_reply::build(self, reply);
         self.respond(head, body, request, responder, None).await;
     }
@@ -560,38 +509,13 @@ impl Stream {
     /// Takes a response through the filters and to the client; returns once the exchange is over.
     pub async fn respond(
         &mut self,
-        mut head: ResponseHead,
-        mut body: Body,
+        head: ResponseHead,
+        body: Body,
         request: &mut Pump,
         responder: &mut Responder,
         upstream: Option<&mut Attempt>,
     ) {
-        let mut filters = std::mem::take(&mut self.filters);
-        let mut replaced = false;
-        let mut at = filters.len();
-        while at > 0 {
-            at -= 1;
-            let mut action = filters[at].on_response(self, &mut head, body.is_end());
-            loop {
-                match action {
-                    Action::Continue => break,
-                    Action::Reply(reply) if !replaced => {
-                        // A reply in place of a response goes through the filters from the start, once.
-                        replaced = true;
-                        self.info.set_details(reply.details.clone());
-                        (head, body) = local_reply::build(self, reply);
-                        at = filters.len();
-                        break;
-                    }
-                    Action::Reply(_) => break,
-                    Action::Await(wait) => action = wait.await(self),
-                }
-            }
-            if at < filters.len() {
-                body = filters[at].response_body(body);
-            }
-        }
-        self.filters = filters;
+        let (head, body) = self.run_response_filters(head, body).await;
         let mut response = Pump::new(body);
         if self.connection.manager.keeps_response {
             response.keep_trailers();
@@ -782,9 +706,7 @@ impl Drop for Stream {
             self.info.set_details("downstream_remote_disconnect");
             self.connection.stats.downstream_rq_rx_reset.inc();
         }
-        for mut filter in std::mem::take(&mut self.filters) {
-            filter.on_end(self);
-        }
+        self.end_filters();
         let connection = self.connection.clone();
         if self.is_upgrade {
             connection.stats.downstream_cx_upgrades_active.dec();

@@ -74,13 +74,28 @@ impl MatchedRoute {
         [self.weighted().map(|w| &w.rules), Some(first), Some(second), Some(third)]
     }
 
-    /// The most specific configuration of a filter.
-    pub fn per_filter(&self, name: &str) -> Option<&RouteFilter> {
-        self.weighted()
-            .and_then(|w| w.per_filter.get(name))
-            .or_else(|| self.route.per_filter.get(name))
-            .or_else(|| self.virtual_host.per_filter.get(name))
-            .or_else(|| self.table.per_filter.get(name))
+    /// What is said of a filter, from the least to the most specific.
+    pub fn filters<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a RouteFilter> {
+        let levels = [
+            Some(&self.table.per_filter),
+            Some(&self.virtual_host.per_filter),
+            Some(&self.route.per_filter),
+            self.weighted().map(|weighted| &weighted.per_filter),
+        ];
+        levels.into_iter().flatten().filter_map(move |filters| filters.get(name))
+    }
+
+    /// False if nothing is said of any filter.
+    pub fn has_filters(&self) -> bool {
+        !(self.route.per_filter.is_empty()
+            && self.virtual_host.per_filter.is_empty()
+            && self.table.per_filter.is_empty()
+            && self.weighted().is_none_or(|weighted| weighted.per_filter.is_empty()))
+    }
+
+    /// Which route of its table this is, and which of its weighted clusters.
+    pub fn place(&self) -> (usize, Option<usize>) {
+        (Arc::as_ptr(&self.route) as usize, self.choice)
     }
 
     pub fn include_attempt_count_in_response(&self) -> bool {

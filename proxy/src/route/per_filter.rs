@@ -31,6 +31,10 @@ impl RouteFilters {
         Self(configs.iter().filter_map(read).collect())
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub fn get(&self, name: &str) -> Option<&RouteFilter> {
         self.0.get(name)
     }
