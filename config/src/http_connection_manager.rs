@@ -12,6 +12,7 @@ use crate::{
     address::CidrRange,
     config_source::ConfigSource,
     data_source::DataSource,
+    extension_config::{ExtensionConfigSource, FilterConfig},
     header_value::{HeaderMutation, HeaderValueOption},
     http_protocol_options::{CommonHttpProtocolOptions, Http1ProtocolOptions, Http2ProtocolOptions},
     matching::{Matcher, Scope},
@@ -19,18 +20,15 @@ use crate::{
     substitution_format::SubstitutionFormatString,
 };
 use std::{collections::HashSet, sync::Arc, time::Duration};
-use weft_control_api::{
-    Any,
-    envoy::{
-        config::core::v3 as core,
-        extensions::{
-            filters::network::http_connection_manager::v3::{self as pb, http_connection_manager as hcm},
-            http::{
-                early_header_mutation::header_mutation::v3::HeaderMutation as EarlyHeaderMutation,
-                original_ip_detection::{custom_header::v3::CustomHeaderConfig, xff::v3::XffConfig},
-            },
-            request_id::uuid::v3::UuidRequestIdConfig,
+use weft_control_api::envoy::{
+    config::core::v3 as core,
+    extensions::{
+        filters::network::http_connection_manager::v3::{self as pb, http_connection_manager as hcm},
+        http::{
+            early_header_mutation::header_mutation::v3::HeaderMutation as EarlyHeaderMutation,
+            original_ip_detection::{custom_header::v3::CustomHeaderConfig, xff::v3::XffConfig},
         },
+        request_id::uuid::v3::UuidRequestIdConfig,
     },
 };
 
@@ -110,19 +108,6 @@ pub struct HttpFilter {
     pub is_optional: bool,
     pub disabled: bool,
     pub config: FilterConfig,
-}
-
-/// Where a filter's configuration comes from.
-#[derive(Clone, Debug)]
-pub enum FilterConfig {
-    Typed(Any),
-    /// ECDS.
-    Discovery {
-        config_source: Box<ConfigSource>,
-        default: Option<Any>,
-        apply_default_without_warming: bool,
-        type_urls: Vec<String>,
-    },
 }
 
 /// `scheme_header_transformation`.
@@ -473,7 +458,8 @@ impl HttpFilter {
         let config = match config_type {
             Some(pb::http_filter::ConfigType::TypedConfig(any)) => FilterConfig::Typed(any),
             Some(pb::http_filter::ConfigType::ConfigDiscovery(p)) => {
-                cx.field("config_discovery", |cx| FilterConfig::from_discovery(p, cx))?
+                let source = cx.field("config_discovery", |cx| ExtensionConfigSource::from_proto(p, cx))?;
+                FilterConfig::Discovery(Box::new(source))
             }
             None => {
                 cx.problem("one of typed_config, config_discovery is required");
@@ -481,25 +467,6 @@ impl HttpFilter {
             }
         };
         Some(Self { name, is_optional, disabled, config })
-    }
-}
-
-impl FilterConfig {
-    /// Reads where ECDS is to find the configuration.
-    pub fn from_discovery(p: core::ExtensionConfigSource, cx: &mut Context) -> Option<Self> {
-        let core::ExtensionConfigSource {
-            config_source,
-            default_config,
-            apply_default_config_without_warming,
-            type_urls,
-        } = p;
-        let config_source = cx.required("config_source", config_source)?;
-        Some(Self::Discovery {
-            config_source: Box::new(cx.field("config_source", |cx| ConfigSource::from_proto(config_source, cx))?),
-            default: default_config,
-            apply_default_without_warming: apply_default_config_without_warming,
-            type_urls,
-        })
     }
 }
 

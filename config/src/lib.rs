@@ -15,6 +15,7 @@ mod context;
 pub mod data_source;
 pub mod dns_resolver;
 pub mod endpoint;
+pub mod extension_config;
 pub mod grpc_service;
 pub mod header_matcher;
 pub mod header_value;

@@ -4,15 +4,12 @@ use crate::{
     Address, Context,
     access_log::AccessLog,
     address::{CidrRange, EnvoyInternalAddress, Protocol, SocketOption, TcpKeepalive},
-    http_connection_manager::FilterConfig,
+    extension_config::{ExtensionConfigSource, FilterConfig},
     metadata::{self, Metadata},
     tls::{self, DownstreamTlsContext},
 };
 use std::{net::IpAddr, sync::Arc, time::Duration};
-use weft_control_api::{
-    Any,
-    envoy::config::{core::v3 as core, listener::v3 as pb},
-};
+use weft_control_api::envoy::config::{core::v3 as core, listener::v3 as pb};
 
 /// A listener.
 #[derive(Clone, Debug)]
@@ -76,7 +73,7 @@ pub struct ListenerAddress {
 #[derive(Clone, Debug)]
 pub struct ListenerFilter {
     pub name: String,
-    pub config: Any,
+    pub config: FilterConfig,
     pub disabled: Option<Predicate>,
 }
 
@@ -327,10 +324,10 @@ impl ListenerFilter {
     fn from_proto(p: pb::ListenerFilter, cx: &mut Context) -> Option<Self> {
         let pb::ListenerFilter { name, filter_disabled, config_type } = p;
         let config = match config_type {
-            Some(pb::listener_filter::ConfigType::TypedConfig(any)) => any,
-            Some(pb::listener_filter::ConfigType::ConfigDiscovery(_)) => {
-                cx.problem_at("config_discovery", "is not supported");
-                return None;
+            Some(pb::listener_filter::ConfigType::TypedConfig(any)) => FilterConfig::Typed(any),
+            Some(pb::listener_filter::ConfigType::ConfigDiscovery(p)) => {
+                let source = cx.field("config_discovery", |cx| ExtensionConfigSource::from_proto(p, cx))?;
+                FilterConfig::Discovery(Box::new(source))
             }
             None => {
                 cx.problem_at("typed_config", "is required");
@@ -422,9 +419,9 @@ impl FilterChain {
                 let pb::Filter { name, config_type } = p;
                 let config = match config_type {
                     Some(pb::filter::ConfigType::TypedConfig(any)) => FilterConfig::Typed(any),
-                    Some(pb::filter::ConfigType::ConfigDiscovery(_)) => {
-                        cx.problem_at("config_discovery", "is not supported");
-                        return None;
+                    Some(pb::filter::ConfigType::ConfigDiscovery(p)) => {
+                        let source = cx.field("config_discovery", |cx| ExtensionConfigSource::from_proto(p, cx))?;
+                        FilterConfig::Discovery(Box::new(source))
                     }
                     None => {
                         cx.problem_at("typed_config", "is required");

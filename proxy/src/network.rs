@@ -4,6 +4,7 @@
 
 pub mod connection_limit;
 pub mod direct_response;
+pub mod discovered;
 pub mod echo;
 pub mod http_connection_manager;
 pub mod rbac;
@@ -21,9 +22,18 @@ use crate::{
     transport::Io,
     upstream::Names,
 };
-use std::{any::Any as Guard, cell::Cell, collections::HashMap, future::Future, pin::Pin, rc::Rc, sync::Arc};
+use discovered::{Category, CompileFor, Discovered, Seat};
+use std::{
+    any::Any as Guard,
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+};
 use weft_config::{
-    Context, config_source::ConfigSource, http_connection_manager::FilterConfig, listener::NetworkFilter as Config,
+    Context, config_source::ConfigSource, extension_config::FilterConfig, listener::NetworkFilter as Config,
 };
 use weft_control_api::Any;
 
@@ -69,6 +79,8 @@ pub struct CompileContext<'a> {
     pub routes: &'a mut RouteSlots,
     /// Says which clusters there are.
     pub cluster_exists: &'a dyn Fn(&str) -> bool,
+    /// Seats for configurations that are discovered.
+    pub seats: &'a mut Vec<Arc<dyn Seat>>,
 }
 
 /// A route configuration that a connection manager refers to.
@@ -100,6 +112,11 @@ impl RouteSlots {
     /// The names asked for since the last call: what one listener refers to.
     pub fn take_wanted(&mut self) -> Vec<String> {
         std::mem::take(&mut self.wanted)
+    }
+
+    /// Names that were asked for, besides those since [`RouteSlots::take_wanted`].
+    pub fn want(&mut self, names: Vec<String>) {
+        self.wanted.extend(names);
     }
 
     pub fn get(&self, name: &str) -> Option<&WantedRoutes> {
@@ -150,23 +167,103 @@ pub enum Admission {
     Close,
 }
 
+/// A filter of either kind.
+enum Compiled {
+    Gate(Arc<dyn GateFilter>),
+    Terminal(Arc<dyn NetworkFilter>),
+}
+
+/// A place in a chain.
+enum Place {
+    Fixed(Compiled),
+    Discovered(Arc<Discovered<Compiled>>),
+}
+
 /// A chain's compiled filters.
 pub struct Filters {
-    gates: Vec<Arc<dyn GateFilter>>,
-    terminal: Arc<dyn NetworkFilter>,
+    gates: Vec<Place>,
+    terminal: Place,
+}
+
+/// One worker's part of a filter of either kind.
+#[derive(Clone)]
+enum Active {
+    Gate(Rc<dyn Gate>),
+    Terminal(Rc<dyn Terminal>),
+}
+
+/// One worker's part of a place in a chain.
+enum ActivePlace {
+    Fixed(Active),
+    Discovered { seat: Arc<Discovered<Compiled>>, active: RefCell<Option<(Arc<Compiled>, Active)>>, thread: Rc<Thread> },
 }
 
 /// One worker's part of a chain's filters.
 pub struct ActiveFilters {
-    gates: Vec<Rc<dyn Gate>>,
-    terminal: Rc<dyn Terminal>,
+    gates: Vec<ActivePlace>,
+    terminal: ActivePlace,
+}
+
+impl Compiled {
+    fn activate(&self, thread: &Rc<Thread>) -> Active {
+        match self {
+            Self::Gate(gate) => Active::Gate(gate.clone().activate(thread)),
+            Self::Terminal(terminal) => Active::Terminal(terminal.clone().activate(thread)),
+        }
+    }
+}
+
+impl Place {
+    fn activate(&self, thread: &Rc<Thread>) -> ActivePlace {
+        match self {
+            Self::Fixed(compiled) => ActivePlace::Fixed(compiled.activate(thread)),
+            Self::Discovered(seat) => {
+                ActivePlace::Discovered { seat: seat.clone(), active: RefCell::default(), thread: thread.clone() }
+            }
+        }
+    }
+}
+
+impl ActivePlace {
+    /// The filter of this moment; `None` if its configuration has not been found.
+    fn get(&self) -> Option<Active> {
+        match self {
+            Self::Fixed(active) => Some(active.clone()),
+            Self::Discovered { seat, active, thread } => {
+                let current = seat.get()?;
+                let mut cached = active.borrow_mut();
+                if let Some((of, active)) = &*cached
+                    && Arc::ptr_eq(of, &current)
+                {
+                    return Some(active.clone());
+                }
+                let active = current.activate(thread);
+                *cached = Some((current, active.clone()));
+                Some(active)
+            }
+        }
+    }
+
+    fn gate(&self) -> Option<Rc<dyn Gate>> {
+        match self.get()? {
+            Active::Gate(gate) => Some(gate),
+            Active::Terminal(_) => None,
+        }
+    }
+
+    fn terminal(&self) -> Option<Rc<dyn Terminal>> {
+        match self.get()? {
+            Active::Terminal(terminal) => Some(terminal),
+            Active::Gate(_) => None,
+        }
+    }
 }
 
 impl Filters {
     pub fn activate(&self, thread: &Rc<Thread>) -> ActiveFilters {
         ActiveFilters {
-            gates: self.gates.iter().map(|gate| gate.clone().activate(thread)).collect(),
-            terminal: self.terminal.clone().activate(thread),
+            gates: self.gates.iter().map(|gate| gate.activate(thread)).collect(),
+            terminal: self.terminal.activate(thread),
         }
     }
 }
@@ -174,40 +271,46 @@ impl Filters {
 impl ActiveFilters {
     /// The transport refused a connection; the terminal filter may count what it would have served.
     pub fn missed(&self, connection: Connection) {
-        self.terminal.missed(connection);
+        if let Some(terminal) = self.terminal.terminal() {
+            terminal.missed(connection);
+        }
     }
 
-    /// Runs a connection to its end. Dropping the future closes it.
-    pub fn serve(self: Rc<Self>, connection: Connection) -> Pin<Box<dyn Future<Output = ()>>> {
+    /// Runs a connection to its end; `None` if a filter's configuration has not been found: it is to be closed. Dropping
+    /// the future closes it.
+    pub fn serve(self: Rc<Self>, connection: Connection) -> Option<Pin<Box<dyn Future<Output = ()>>>> {
+        let terminal = self.terminal.terminal()?;
         if self.gates.is_empty() {
-            return self.terminal.clone().serve(connection);
+            return Some(terminal.serve(connection));
         }
+        let gates = self.gates.iter().map(ActivePlace::gate).collect::<Option<Vec<_>>>()?;
         // In a box of its own: a connection that was admitted need not hold the room that the gates took.
-        let admitting = Box::pin(self.admit(connection));
-        Box::pin(async move {
+        let admitting = Box::pin(admit(gates, terminal, connection));
+        Some(Box::pin(async move {
             if let Some((serving, _held)) = admitting.await {
                 serving.await;
             }
-        })
+        }))
     }
+}
 
-    async fn admit(
-        self: Rc<Self>,
-        mut connection: Connection,
-    ) -> Option<(Pin<Box<dyn Future<Output = ()>>>, Vec<Box<dyn Guard>>)> {
-        let mut held = Vec::new();
-        for gate in &self.gates {
-            match gate.admit(&mut connection).await {
-                Admission::Pass => {}
-                Admission::Hold(guard) => held.push(guard),
-                Admission::Close => {
-                    self.terminal.missed(connection);
-                    return None;
-                }
+async fn admit(
+    gates: Vec<Rc<dyn Gate>>,
+    terminal: Rc<dyn Terminal>,
+    mut connection: Connection,
+) -> Option<(Pin<Box<dyn Future<Output = ()>>>, Vec<Box<dyn Guard>>)> {
+    let mut held = Vec::new();
+    for gate in &gates {
+        match gate.admit(&mut connection).await {
+            Admission::Pass => {}
+            Admission::Hold(guard) => held.push(guard),
+            Admission::Close => {
+                terminal.missed(connection);
+                return None;
             }
         }
-        Some((self.terminal.clone().serve(connection), held))
     }
+    Some((terminal.serve(connection), held))
 }
 
 /// How a filter's configuration is read.
@@ -263,42 +366,53 @@ pub fn compile(filters: &[Config], compile: &mut CompileContext<'_>, cx: &mut Co
     let mut gates = Vec::new();
     let mut terminal = None;
     for (i, filter) in filters.iter().enumerate() {
-        cx.element("filters", i, |cx| {
-            let FilterConfig::Typed(any) = &filter.config else {
-                cx.problem_at("config_discovery", "is not supported");
-                return;
-            };
-            let type_name = any.type_url.rsplit('/').next().unwrap_or_default();
-            let Some(factory) = TABLE.iter().find(|factory| factory.type_name == type_name) else {
-                let known: Vec<_> = TABLE.iter().map(|factory| factory.type_name).collect();
-                cx.problem_at(
-                    "typed_config",
-                    format!("found {type_name}, which is not supported; allowed: {}", known.join(", ")),
-                );
-                return;
-            };
-            let named = || format!("named {} of type {}", filter.name, factory.name);
-            match factory.compile {
-                Compile::Gate(read) => {
-                    if i == last {
-                        cx.problem(format!(
-                            "non-terminal filter {} is the last filter in a network filter chain",
-                            named()
-                        ));
-                    }
-                    gates.extend(cx.field("typed_config", |cx| read(any, compile, cx)));
-                }
-                Compile::Terminal(read) => {
-                    if i < last {
-                        cx.problem(format!(
-                            "terminal filter {} must be the last filter in a network filter chain",
-                            named()
-                        ));
-                    }
-                    terminal = cx.field("typed_config", |cx| read(any, compile, cx));
-                }
+        let place = cx.element("filters", i, |cx| match &filter.config {
+            FilterConfig::Typed(any) => compile_one(&filter.name, any, i == last, compile, cx).map(Place::Fixed),
+            FilterConfig::Discovery(source) => {
+                let compile_for: CompileFor<Compiled> = match i == last {
+                    true => |any, compile, cx| compile_one("", any, true, compile, cx),
+                    false => |any, compile, cx| compile_one("", any, false, compile, cx),
+                };
+                Discovered::new(Category::Network, &filter.name, source, compile_for, compile, cx)
+                    .map(Place::Discovered)
             }
         });
+        match place {
+            Some(place) if i == last => terminal = Some(place),
+            place => gates.extend(place),
+        }
     }
     Some(Filters { gates, terminal: terminal? })
+}
+
+/// Compiles one filter, which is the last of its chain or not.
+fn compile_one(
+    name: &str,
+    any: &Any,
+    is_last: bool,
+    compile: &mut CompileContext<'_>,
+    cx: &mut Context,
+) -> Option<Compiled> {
+    let type_name = any.type_url.rsplit('/').next().unwrap_or_default();
+    let Some(factory) = TABLE.iter().find(|factory| factory.type_name == type_name) else {
+        let known: Vec<_> = TABLE.iter().map(|factory| factory.type_name).collect();
+        cx.problem_at(
+            "typed_config",
+            format!("found {type_name}, which is not supported; allowed: {}", known.join(", ")),
+        );
+        return None;
+    };
+    let named = || format!("named {name} of type {}", factory.name);
+    match factory.compile {
+        Compile::Gate(_) if is_last => {
+            cx.problem(format!("non-terminal filter {} is the last filter in a network filter chain", named()));
+            None
+        }
+        Compile::Terminal(_) if !is_last => {
+            cx.problem(format!("terminal filter {} must be the last filter in a network filter chain", named()));
+            None
+        }
+        Compile::Gate(read) => cx.field("typed_config", |cx| read(any, compile, cx)).map(Compiled::Gate),
+        Compile::Terminal(read) => cx.field("typed_config", |cx| read(any, compile, cx)).map(Compiled::Terminal),
+    }
 }

@@ -2,6 +2,7 @@
 //! connection's part of it.
 
 use super::{
+    discovered_filter::{ActiveSeat, FilterSeat},
     filter_chain::{ActiveEntry, ActiveFilters},
     header_rules::{HeaderRules, Mutations},
     local_reply::{BodyFormat, LocalReplyRules, Mapper},
@@ -10,8 +11,12 @@ use super::{
 };
 use crate::{
     filters::{self, FilterConfig, FilterScope, router, router::Router},
+    network::{
+        CompileContext,
+        discovered::{Category, Discovered},
+    },
     observe::{
-        access_log::{AccessLogs, LogFilter, LogWriter},
+        access_log::{AccessLogs, LogFilter},
         format::Format,
         stream_info::Metadata,
     },
@@ -21,9 +26,11 @@ use http::{HeaderValue, StatusCode};
 use std::{rc::Rc, sync::Arc};
 use weft_config::{
     Context,
+    extension_config::FilterConfig as FilterSource,
     http_connection_manager::{self as config, HttpConnectionManager},
     substitution_format::SubstitutionFormatString,
 };
+use weft_control_api::Any;
 
 /// Where a connection manager finds its routes.
 pub enum Routes {
@@ -31,10 +38,16 @@ pub enum Routes {
     Rds(RouteSlot),
 }
 
+/// Where a filter's configuration is.
+enum Place {
+    Fixed(Arc<dyn FilterConfig>),
+    Discovered(Arc<FilterSeat>),
+}
+
 /// One configured HTTP filter.
 struct FilterEntry {
     name: Box<str>,
-    config: Arc<dyn FilterConfig>,
+    config: Place,
     /// Off unless a route turns it on.
     disabled: bool,
 }
@@ -64,11 +77,11 @@ impl ConnectionManager {
     pub fn compile(
         config: HttpConnectionManager,
         routes: Routes,
-        listener: &crate::network::ListenerFacts,
-        writer: &LogWriter,
+        context: &mut CompileContext<'_>,
         cx: &mut Context,
     ) -> Self {
-        let (filters, router) = compile_filters("http_filters", &config.http_filters, cx);
+        let (filters, router) = compile_filters("http_filters", &config.http_filters, context, cx);
+        let (listener, writer) = (&context.listener, context.log_writer);
         for (i, upgrade) in config.upgrade_configs.iter().enumerate() {
             cx.element("upgrade_configs", i, |cx| cx.unsupported_if("filters", !upgrade.filters.is_empty()));
         }
@@ -97,7 +110,10 @@ impl ConnectionManager {
         let scope = FilterScope { thread, stat_prefix: &prefix };
         let activate = |entry: &FilterEntry| ActiveEntry {
             name: entry.name.clone(),
-            filter: entry.config.clone().activate(&scope),
+            filter: match &entry.config {
+                Place::Fixed(config) => config.clone().activate(&scope),
+                Place::Discovered(seat) => ActiveSeat::new(seat, &scope),
+            },
             disabled: entry.disabled,
         };
         ActiveFilters::new(self.clone(), self.filters.iter().map(activate).collect())
@@ -115,45 +131,70 @@ impl ConnectionManager {
 }
 
 /// Compiles filters; the last must be the router.
-fn compile_filters(name: &str, configs: &[config::HttpFilter], cx: &mut Context) -> (Vec<FilterEntry>, Router) {
+fn compile_filters(
+    name: &str,
+    configs: &[config::HttpFilter],
+    context: &mut CompileContext<'_>,
+    cx: &mut Context,
+) -> (Vec<FilterEntry>, Router) {
     let mut entries = Vec::new();
     let mut found_router = None;
     for (i, filter) in configs.iter().enumerate() {
         cx.element(name, i, |cx| {
-            let config::FilterConfig::Typed(any) = &filter.config else {
-                cx.problem_at("config_discovery", "is not supported");
-                return;
-            };
-            let type_name = any.type_url.rsplit('/').next().unwrap_or_default();
-            if type_name == router::FACTORY.type_name {
-                if i + 1 < configs.len() {
-                    cx.problem(format!(
-                        "terminal filter named {} of type {type_name} must be the last filter in a http filter chain",
-                        filter.name
-                    ));
+            let config = match &filter.config {
+                FilterSource::Typed(any) => {
+                    let type_name = any.type_url.rsplit('/').next().unwrap_or_default();
+                    if type_name == router::FACTORY.type_name {
+                        if i + 1 < configs.len() {
+                            cx.problem(format!(
+                                "terminal filter named {} of type {type_name} must be the last filter in a http filter \
+                                 chain",
+                                filter.name
+                            ));
+                        }
+                        found_router = router::parse(any, cx);
+                        return;
+                    }
+                    if filter.is_optional && filters::by_type(&any.type_url).is_none() {
+                        return;
+                    }
+                    parse_filter(any, cx).map(Place::Fixed)
                 }
-                found_router = router::parse(any, cx);
-                return;
-            }
-            let Some(factory) = filters::by_type(&any.type_url) else {
-                if !filter.is_optional {
-                    let known: Vec<_> = filters::TABLE.iter().map(|factory| factory.name).collect();
-                    cx.problem_at(
-                        "typed_config",
-                        format!("found {type_name}, which is not supported; allowed: {}", known.join(", ")),
-                    );
+                FilterSource::Discovery(_) if i + 1 == configs.len() => {
+                    cx.problem_at("config_discovery", "is not supported for the terminal filter");
+                    None
                 }
-                return;
+                FilterSource::Discovery(source) => {
+                    let parse = |any: &Any, _: &mut CompileContext<'_>, cx: &mut Context| parse_filter(any, cx);
+                    Discovered::new(Category::Http, &filter.name, source, parse, context, cx).map(Place::Discovered)
+                }
             };
-            if let Some(config) = (factory.parse)(any, cx) {
-                entries.push(FilterEntry { name: filter.name.as_str().into(), config, disabled: filter.disabled });
-            }
+            let entry = |config| FilterEntry { name: filter.name.as_str().into(), config, disabled: filter.disabled };
+            entries.extend(config.map(entry));
         });
     }
     if found_router.is_none() && !cx.has_problems() {
         cx.problem_at(name, "non-terminal filters only: the last must be a terminal filter, envoy.filters.http.router");
     }
     (entries, found_router.unwrap_or_default())
+}
+
+/// Reads the configuration of a filter that is not the last.
+fn parse_filter(any: &Any, cx: &mut Context) -> Option<Arc<dyn FilterConfig>> {
+    let type_name = any.type_url.rsplit('/').next().unwrap_or_default();
+    if type_name == router::FACTORY.type_name {
+        cx.problem(format!("terminal filter of type {type_name} must be the last filter in a http filter chain"));
+        return None;
+    }
+    let Some(factory) = filters::by_type(&any.type_url) else {
+        let known: Vec<_> = filters::TABLE.iter().map(|factory| factory.name).collect();
+        cx.problem_at(
+            "typed_config",
+            format!("found {type_name}, which is not supported; allowed: {}", known.join(", ")),
+        );
+        return None;
+    };
+    (factory.parse)(any, cx)
 }
 
 fn compile_local_reply(config: &config::LocalReplyConfig, cx: &mut Context) -> LocalReplyRules {

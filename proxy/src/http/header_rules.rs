@@ -209,12 +209,7 @@ impl Mutations {
 }
 
 impl Mutation {
-    fn apply<H>(
-        &self,
-        head: &mut H,
-        headers: fn(&mut H) -> &mut HeaderMap,
-        value: impl Fn(&Addition, &H) -> String,
-    ) {
+    fn apply<H>(&self, head: &mut H, headers: fn(&mut H) -> &mut HeaderMap, value: impl Fn(&Addition, &H) -> String) {
         match self {
             Self::Remove(name) => {
                 headers(head).remove(name);

@@ -7,7 +7,10 @@ use super::{
 };
 use crate::{
     base::{Address, ConnectionInfo},
-    network::{self, Filters, ListenerFacts, RouteSlots},
+    network::{
+        self, Filters, ListenerFacts, RouteSlots,
+        discovered::{Seat, reached},
+    },
     observe::access_log::{AccessLogs, LogWriter},
     route::shared_metadata,
     transport::tls::{Secrets, ServerContext},
@@ -30,7 +33,9 @@ pub struct Listener {
     pub access_logs: AccessLogs,
     pub facts: ListenerFacts,
     /// Names of the route configurations that its chains refer to.
-    pub routes: Vec<String>,
+    routes: Vec<String>,
+    /// For configurations of its filters that are discovered.
+    pub seats: Vec<Arc<dyn Seat>>,
 }
 
 /// A compiled filter chain. An update that leaves it as it is keeps the very same.
@@ -43,6 +48,7 @@ pub struct Chain {
     pub transport_socket_connect_timeout: Duration,
     /// Names of the route configurations that it refers to.
     routes: Vec<String>,
+    seats: Vec<Arc<dyn Seat>>,
 }
 
 /// What compiling may use and leave.
@@ -74,12 +80,14 @@ impl Listener {
         let secrets = context.secrets;
         let mut chain = |config: &ChainConfig, cx: &mut Context| {
             context.routes.take_wanted();
+            let mut seats = Vec::new();
             let mut context = network::CompileContext {
                 names: context.names,
                 log_writer: context.log_writer,
                 listener: facts.clone(),
                 routes: context.routes,
                 cluster_exists: context.cluster_exists,
+                seats: &mut seats,
             };
             let filters = network::compile(&config.filters, &mut context, cx);
             let tls = config.tls.as_ref().map(|config| {
@@ -92,6 +100,7 @@ impl Listener {
                 tls,
                 transport_socket_connect_timeout: config.transport_socket_connect_timeout,
                 routes: context.routes.take_wanted(),
+                seats,
             })
         };
         let kept = |at: usize| before?.chains.get((*unchanged.chains.get(at)?)?).cloned();
@@ -103,12 +112,28 @@ impl Listener {
             None => config.default_filter_chain.as_ref().map(|c| cx.field("default_filter_chain", |cx| chain(c, cx))),
         };
         let matcher = ChainMatcher::compile(config.filter_chains.iter().map(|c| (c.name.as_str(), &c.matching)), cx);
-        let filters = filters::compile(&config, cx);
+        let mut seats = chains.iter().chain(&default_chain).flat_map(|chain| chain.seats.clone()).collect();
+        let mut filter_context = network::CompileContext {
+            names: context.names,
+            log_writer: context.log_writer,
+            listener: facts.clone(),
+            routes: context.routes,
+            cluster_exists: context.cluster_exists,
+            seats: &mut seats,
+        };
+        let filters = filters::compile(&config, &mut filter_context, cx);
         let access_logs = AccessLogs::compile("access_log", &config.access_log, context.log_writer, cx);
         let mut routes: Vec<_> = chains.iter().chain(&default_chain).flat_map(|chain| chain.routes.clone()).collect();
         routes.sort();
         routes.dedup();
-        Self { sockets, filters, chains, default_chain, matcher, access_logs, facts, routes, config }
+        Self { sockets, filters, chains, default_chain, matcher, access_logs, facts, routes, seats, config }
+    }
+
+    /// Names of the route configurations that it refers to now, by way of what was discovered too.
+    pub fn routes(&self) -> Vec<String> {
+        let mut routes = self.routes.clone();
+        routes.extend(reached(&self.seats).routes);
+        routes
     }
 
     /// The number of the chain for a connection; the default chain comes after all others.

@@ -136,7 +136,11 @@ async fn establish(listeners: Rc<Listeners>, mut socket: OpenSocket, mut accepte
         filters.missed(connection);
         return None;
     }
-    Some(Established { serving: filters.serve(connection), distrusted, cut, _open: open })
+    let Some(serving) = filters.serve(connection) else {
+        open.active.stats.network_extension_config_missing.inc();
+        return None;
+    };
+    Some(Established { serving, distrusted, cut, _open: open })
 }
 
 /// Ends once the client is trusted no longer and was told to go.
@@ -212,6 +216,7 @@ async fn run_filters(active: &Active, accepted: &mut Accepted) -> bool {
             match refused {
                 Refused::RemoteClose => active.stats.downstream_listener_filter_remote_close.inc(),
                 Refused::Error => active.stats.downstream_listener_filter_error.inc(),
+                Refused::WithoutConfig => active.stats.extension_config_missing.inc(),
                 Refused::ByFilter => {}
             }
             false

@@ -13,35 +13,43 @@ use super::{
 use crate::{
     base::{Address, ConnectionInfo},
     http::{Thread, h1::is_request_target},
+    network::{
+        CompileContext,
+        discovered::{Category, Discovered},
+    },
     transport::Io,
 };
 use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 use tokio::io::AsyncReadExt;
 use weft_config::{
     Context,
     cluster::PassTlvs,
+    extension_config::FilterConfig,
     listener::{Listener, ListenerFilter as Config, Predicate},
 };
+use weft_control_api::Any;
 use weft_control_api::envoy::extensions::filters::listener::{
     http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, proxy_protocol::v3 as proxy_protocol,
     tls_inspector::v3 as tls_inspector,
 };
 
 /// A compiled listener filter.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ListenerFilter {
     pub disabled: Option<Predicate>,
     pub kind: Kind,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Kind {
     HttpInspector,
     TlsInspector(TlsInspector),
     OriginalDst,
     ProxyProtocol(ProxyProtocol),
+    /// Whatever sits there.
+    Discovered(Arc<Discovered<Kind>>),
 }
 
 /// The TLS inspector's options.
@@ -66,8 +74,8 @@ pub struct ProxyProtocol {
 }
 
 /// Compiles a listener's filters, with those that its own fields ask for at the end.
-pub fn compile(config: &Listener, cx: &mut Context) -> Vec<ListenerFilter> {
-    let compile = |(i, filter)| cx.element("listener_filters", i, |cx| ListenerFilter::compile(filter, cx));
+pub fn compile(config: &Listener, context: &mut CompileContext<'_>, cx: &mut Context) -> Vec<ListenerFilter> {
+    let compile = |(i, filter)| cx.element("listener_filters", i, |cx| ListenerFilter::compile(filter, context, cx));
     let mut filters: Vec<_> = config.listener_filters.iter().enumerate().filter_map(compile).collect();
     let asked = |wanted: bool, kind: Kind| wanted.then_some(ListenerFilter { disabled: None, kind });
     filters.extend(asked(config.use_original_dst, Kind::OriginalDst));
@@ -76,9 +84,21 @@ pub fn compile(config: &Listener, cx: &mut Context) -> Vec<ListenerFilter> {
 }
 
 impl ListenerFilter {
-    fn compile(config: &Config, cx: &mut Context) -> Option<Self> {
-        let any = &config.config;
-        let kind = match any.type_url.rsplit('/').next().unwrap_or_default() {
+    fn compile(config: &Config, context: &mut CompileContext<'_>, cx: &mut Context) -> Option<Self> {
+        let kind = match &config.config {
+            FilterConfig::Typed(any) => Kind::compile(any, cx)?,
+            FilterConfig::Discovery(source) => {
+                let compile = |any: &Any, _: &mut CompileContext<'_>, cx: &mut Context| Kind::compile(any, cx);
+                Kind::Discovered(Discovered::new(Category::Listener, &config.name, source, compile, context, cx)?)
+            }
+        };
+        Some(Self { disabled: config.disabled.clone(), kind })
+    }
+}
+
+impl Kind {
+    fn compile(any: &Any, cx: &mut Context) -> Option<Self> {
+        Some(match any.type_url.rsplit('/').next().unwrap_or_default() {
             "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
                 let HttpInspector {} = cx.unpack("typed_config", any)?;
                 Kind::HttpInspector
@@ -147,16 +167,38 @@ impl ListenerFilter {
                 cx.problem_at("typed_config", format!("found {other}, which is not supported; allowed: http_inspector, tls_inspector, original_dst, proxy_protocol"));
                 return None;
             }
-        };
-        Some(Self { disabled: config.disabled.clone(), kind })
+        })
     }
 }
 
 /// The stats that a worker's listener filters write.
 pub struct FilterStats {
+    /// Of filters whose configuration is discovered, in their order.
+    discovered: Vec<DiscoveredStats>,
     http: Option<Arc<HttpInspectorStats>>,
     tls: Option<Arc<TlsInspectorStats>>,
     proxy: Vec<ProxyStats>,
+}
+
+/// The stats of what sits in a seat.
+struct DiscoveredStats {
+    thread: Rc<Thread>,
+    of: RefCell<Option<(Arc<Kind>, Rc<FilterStats>)>>,
+}
+
+impl DiscoveredStats {
+    fn get(&self, kind: &Arc<Kind>) -> Rc<FilterStats> {
+        let mut cached = self.of.borrow_mut();
+        match &*cached {
+            Some((of, stats)) if Arc::ptr_eq(of, kind) => stats.clone(),
+            _ => {
+                let filter = ListenerFilter { disabled: None, kind: (**kind).clone() };
+                let stats = Rc::new(FilterStats::new(&[filter], &self.thread));
+                *cached = Some((kind.clone(), stats.clone()));
+                stats
+            }
+        }
+    }
 }
 
 struct ProxyStats {
@@ -166,7 +208,7 @@ struct ProxyStats {
 }
 
 impl FilterStats {
-    pub fn new(filters: &[ListenerFilter], thread: &Thread) -> Self {
+    pub fn new(filters: &[ListenerFilter], thread: &Rc<Thread>) -> Self {
         let registry = &thread.registry;
         let proxy = filters.iter().filter_map(|filter| match &filter.kind {
             Kind::ProxyProtocol(options) => {
@@ -187,7 +229,9 @@ impl FilterStats {
             _ => None,
         });
         let any = |is: fn(&Kind) -> bool| filters.iter().any(|filter| is(&filter.kind));
+        let seats = filters.iter().filter(|filter| matches!(filter.kind, Kind::Discovered(_)));
         Self {
+            discovered: seats.map(|_| DiscoveredStats { thread: thread.clone(), of: RefCell::default() }).collect(),
             http: any(|kind| matches!(kind, Kind::HttpInspector)).then(|| registry.attach("http_inspector")),
             tls: any(|kind| matches!(kind, Kind::TlsInspector(_))).then(|| registry.attach("tls_inspector")),
             proxy: proxy.collect(),
@@ -215,6 +259,8 @@ pub enum Refused {
     Error,
     /// A filter refused what it saw.
     ByFilter,
+    /// The configuration of a filter has not been found.
+    WithoutConfig,
 }
 
 /// Listener filters look at no more than this.
@@ -255,31 +301,51 @@ impl Accepted {
 
 /// Runs the filters in order.
 pub async fn run(filters: &[ListenerFilter], stats: &Rc<FilterStats>, accepted: &mut Accepted) -> Result<(), Refused> {
-    let mut proxy = stats.proxy.iter();
+    let (mut proxy, mut discovered) = (stats.proxy.iter(), stats.discovered.iter());
     for filter in filters {
         let proxy_stats = if matches!(filter.kind, Kind::ProxyProtocol(_)) { proxy.next() } else { None };
+        let seat = if let Kind::Discovered(seat) = &filter.kind { discovered.next().zip(Some(seat)) } else { None };
         let port = accepted.info.local.ip().map(|ip| ip.port());
         if filter.disabled.as_ref().is_some_and(|predicate| predicate.holds(port)) {
             continue;
         }
-        match &filter.kind {
-            Kind::HttpInspector => {
-                if let Some(stats) = &stats.http {
-                    http_inspector(accepted, stats).await?;
-                }
-            }
-            Kind::TlsInspector(options) => {
-                if let Some(stats) = &stats.tls {
-                    tls_inspector(accepted, options, stats).await?;
-                }
-            }
-            Kind::OriginalDst => original_dst(accepted),
-            Kind::ProxyProtocol(options) => {
-                if let Some(stats) = proxy_stats {
-                    proxy_protocol(accepted, options, stats).await?;
-                }
+        match seat {
+            None => run_one(&filter.kind, stats, proxy_stats, accepted).await?,
+            Some((cached, seat)) => {
+                let kind = seat.get().ok_or(Refused::WithoutConfig)?;
+                let stats = cached.get(&kind);
+                run_one(&kind, &stats, stats.proxy.first(), accepted).await?;
             }
         }
+    }
+    Ok(())
+}
+
+async fn run_one(
+    kind: &Kind,
+    stats: &FilterStats,
+    proxy_stats: Option<&ProxyStats>,
+    accepted: &mut Accepted,
+) -> Result<(), Refused> {
+    match kind {
+        Kind::HttpInspector => {
+            if let Some(stats) = &stats.http {
+                http_inspector(accepted, stats).await?;
+            }
+        }
+        Kind::TlsInspector(options) => {
+            if let Some(stats) = &stats.tls {
+                tls_inspector(accepted, options, stats).await?;
+            }
+        }
+        Kind::OriginalDst => original_dst(accepted),
+        Kind::ProxyProtocol(options) => {
+            if let Some(stats) = proxy_stats {
+                proxy_protocol(accepted, options, stats).await?;
+            }
+        }
+        // What sits in a seat is never a seat itself.
+        Kind::Discovered(_) => {}
     }
     Ok(())
 }

@@ -48,7 +48,7 @@ pub fn compile(any: &Any, compile: &mut CompileContext<'_>, cx: &mut Context) ->
             Routes::Rds(compile.routes.slot(name, config_source, &config.stat_prefix))
         }
     };
-    let manager = ConnectionManager::compile(config, routes, &compile.listener, compile.log_writer, cx);
+    let manager = ConnectionManager::compile(config, routes, compile, cx);
     Some(Arc::new(Manager(Arc::new(manager))))
 }
 

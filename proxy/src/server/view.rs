@@ -165,7 +165,7 @@ impl ServerView for Control {
             static_listeners,
             routes: Some(routes),
             secrets: self.secrets(&store),
-            ..ConfigDump::default()
+            extension_configs: extension_configs(&store),
         }
     }
 
@@ -305,6 +305,15 @@ fn seat<'a>(listeners: &'a mut BTreeMap<String, DynamicListener>, name: &str) ->
 
 fn dynamic(version: &str, resource: Resource) -> DynamicResource {
     DynamicResource { version_info: version.to_owned(), resource: Some(resource), error: None }
+}
+
+/// Configurations of filters that came, and those that were refused.
+fn extension_configs(store: &Store) -> Vec<DynamicResource> {
+    let known = store.extensions.known.iter().map(|(name, known)| {
+        let config = Any { type_url: core::TypedExtensionConfig::type_url(), value: known.bytes.clone() };
+        dynamic(&known.version, Resource { name: name.clone(), config, last_updated: known.updated })
+    });
+    known.collect()
 }
 
 /// The route configurations inside a listener's connection managers.

@@ -3,6 +3,7 @@
 //! What resources refer to is subscribed to ([`Xds::follow`]); what comes is compiled by the store and only then
 //! accepted. Sources are the ADS stream, streams of one kind, and files.
 
+mod extensions;
 mod file;
 mod rest;
 mod stream;
@@ -10,7 +11,7 @@ pub mod workload;
 
 use super::control::Control;
 use crate::{
-    observe::stats::{ControlPlaneStats, SecretStats, SubscriptionStats},
+    observe::stats::{ControlPlaneStats, ExtensionStats, SecretStats, SubscriptionStats},
     snapshot::Store,
 };
 use std::{
@@ -90,6 +91,8 @@ pub struct Xds {
     subscription_stats: RefCell<BTreeMap<String, Arc<SubscriptionStats>>>,
     /// By the name of the secret.
     secret_stats: RefCell<BTreeMap<String, Arc<SecretStats>>>,
+    /// By their prefix.
+    extension_stats: RefCell<BTreeMap<String, Arc<ExtensionStats>>>,
     /// Wildcards that got a first answer, or waited long enough.
     answered: RefCell<BTreeSet<ResourceType>>,
     pub progress: Notify,
@@ -111,6 +114,7 @@ impl Xds {
 
     /// Subscribes to what the store's resources refer to, and no longer to what nothing refers to.
     pub fn follow(&self, control: &Rc<Control>) {
+        extensions::count_conflicts(control);
         let mut wanted: BTreeMap<Subscription, ConfigSource> = BTreeMap::new();
         {
             for (name, source) in control.runtime.borrow().rtds() {
@@ -119,6 +123,9 @@ impl Xds {
             let mut store = control.store.borrow_mut();
             for (name, source) in store.wanted_routes() {
                 wanted.insert((ResourceType::RouteConfiguration, name, None), source);
+            }
+            for (name, (source, _)) in store.wanted_extensions() {
+                wanted.insert((ResourceType::ExtensionConfig, name, None), source);
             }
             for cluster in store.all_clusters() {
                 if let Discovery::Eds(eds) = &cluster.info.config.discovery {
@@ -164,6 +171,9 @@ impl Xds {
             let (kind, name, _) = &what;
             let Some(from) = self.source(control, *kind, name, &source) else { continue };
             self.stats(control, *kind, name).update_attempt.inc();
+            if *kind == ResourceType::ExtensionConfig {
+                extensions::stats(control, name);
+            }
             from.engine.borrow_mut().subscribe(*kind, name, source.initial_fetch_timeout, Instant::now());
             from.changed.notify_one();
             self.subscribed.borrow_mut().insert(what, from.key.clone());
@@ -265,6 +275,7 @@ impl Xds {
                 self.secret_stats(control, name);
                 secret_prefix(name)
             }
+            ResourceType::ExtensionConfig => control.store.borrow().stat_prefix_of_extension(name),
             other => format!("xds.{other:?}"),
         };
         self.subscription_stats
@@ -419,7 +430,12 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
                         control.store.borrow_mut().give_up_secret(&of);
                     }
                 }
-                Some(name) => control.store.borrow_mut().fetch_timed_out(resource_type, &name),
+                Some(name) => {
+                    if resource_type == ResourceType::ExtensionConfig {
+                        extensions::stats(control, &name).config_fail.inc();
+                    }
+                    control.store.borrow_mut().fetch_timed_out(resource_type, &name);
+                }
                 None => drop(control.xds.answered.borrow_mut().insert(resource_type)),
             }
             control.settle();
@@ -442,6 +458,7 @@ fn apply(control: &Rc<Control>, source: &Source, update: &Update) -> Vec<Refused
     let kind = update.resource_type;
     let mut refused = Vec::new();
     let (mut added, mut modified) = (0, 0);
+    let mut reloaded = Vec::new();
     for resource in &update.resources {
         let Some(body) = &resource.body else { continue };
         let secrets = match kind {
@@ -458,8 +475,14 @@ fn apply(control: &Rc<Control>, source: &Source, update: &Update) -> Vec<Refused
             _ => store.set(kind, &resource.name, body, &resource.version),
         };
         match set {
-            Ok(true) if is_known => modified += 1,
-            Ok(true) => added += 1,
+            Ok(true) => {
+                if is_known {
+                    modified += 1
+                } else {
+                    added += 1
+                }
+                reloaded.push(resource.name.as_str());
+            }
             Ok(false) => {}
             Err(problems) => {
                 let message = joined(&problems);
@@ -472,14 +495,21 @@ fn apply(control: &Rc<Control>, source: &Source, update: &Update) -> Vec<Refused
             }
         }
     }
+    let is_known = |name: &&String| control.store.borrow().has(kind, name);
+    let dropped: Vec<_> = update.removed.iter().filter(is_known).map(String::as_str).collect();
     update.removed.iter().for_each(|name| remove(control, kind, name));
     if refused.is_empty() && update.refused.is_empty() {
         control.store.borrow_mut().set_version(kind, &update.version);
     }
-    let names: Vec<&str> = match kind {
+    let mut names: Vec<&str> = match kind {
         ResourceType::Cluster | ResourceType::Listener => vec![""],
         _ => update.resources.iter().map(|r| r.name.as_str()).collect(),
     };
+    if kind == ResourceType::ExtensionConfig {
+        names.extend(update.removed.iter().map(String::as_str));
+        reloaded.extend(dropped);
+        extensions::count(control, &names, &reloaded, &refused);
+    }
     for name in names {
         let stats = control.xds.stats(control, kind, name);
         let bad = !update.refused.is_empty() || !refused.is_empty();

@@ -5,13 +5,14 @@
 
 use super::{
     Snapshot,
+    extensions::Extensions,
     secrets::{SecretStore, Updated},
 };
 use crate::{
     base::RuntimeSnapshot,
     http::{request_id, thread::RouteTables},
     listener::{CompileContext, Listener, Sockets},
-    network::RouteSlots,
+    network::{RouteSlots, discovered::reached},
     observe::access_log::LogWriter,
     route::RouteTable,
     upstream::{Cluster, ClusterId, ClusterInfo, ClusterTable, LocalZone, Names},
@@ -54,8 +55,8 @@ pub struct Failure {
 
 /// The resources in force, and those that wait for what they refer to.
 pub struct Store {
-    names: Names,
-    routes: RouteSlots,
+    pub(super) names: Names,
+    pub(super) routes: RouteSlots,
     pub tables: BTreeMap<String, Entry<RouteTable>>,
     pub clusters: BTreeMap<String, Entry<Cluster>>,
     /// Clusters whose hosts or secrets are not known yet; those of the same name above serve on meanwhile.
@@ -63,6 +64,8 @@ pub struct Store {
     /// Those of them that still wait for their hosts.
     without_hosts: BTreeSet<String>,
     pub secrets: SecretStore,
+    /// Configurations of filters that are discovered.
+    pub extensions: Extensions,
     /// Contexts that were built anew because of secrets, since the last time that they were counted.
     pub updated_contexts: Vec<Updated>,
     /// Names of clusters, by the service name under which their hosts are known.
@@ -85,10 +88,10 @@ pub struct Store {
     /// Fields that the schema does not know, in resources since the last time that they were counted.
     pub unknown_fields: Cell<u64>,
     /// What was waited for long enough.
-    timed_out: BTreeSet<(ResourceType, String)>,
+    pub(super) timed_out: BTreeSet<(ResourceType, String)>,
     pub runtime: Arc<RuntimeSnapshot>,
     workers: usize,
-    log_writer: LogWriter,
+    pub(super) log_writer: LogWriter,
     bind: Option<Arc<config::address::BindConfig>>,
     /// Where we are, if a local cluster is named.
     pub zone: Option<Arc<LocalZone>>,
@@ -113,6 +116,7 @@ impl Store {
             warming_clusters: BTreeMap::new(),
             without_hosts: BTreeSet::new(),
             secrets: SecretStore::default(),
+            extensions: Extensions::default(),
             updated_contexts: Vec::new(),
             refused_clusters: BTreeSet::new(),
             services: BTreeMap::new(),
@@ -363,7 +367,9 @@ impl Store {
         let origin = kept_origin.unwrap_or(origin);
         let name = listener.config.name.clone();
         let entry = Entry { value: Arc::new(listener), bytes: bytes.to_vec(), origin, updated: SystemTime::now() };
+        let seats = entry.value.seats.clone();
         self.warming_listeners.insert(name, entry);
+        self.fill(&seats);
         self.settle();
         Ok(true)
     }
@@ -405,7 +411,10 @@ impl Store {
                 .filter_map(|chain| chain.tls.as_ref())
                 .all(|context| context.config.secrets().all(|secret| self.secrets.is_settled(secret)))
         };
-        let is_warm = |listener: &Listener| listener.routes.iter().all(has) && has_secrets(listener);
+        let is_warm = |listener: &Listener| {
+            let has_extensions = reached(&listener.seats).seats.iter().all(|seat| self.is_settled_seat(seat));
+            listener.routes().iter().all(has) && has_secrets(listener) && has_extensions
+        };
         let warm = self.warming_listeners.iter().filter(|(_, entry)| is_warm(&entry.value));
         let warm: Vec<String> = warm.map(|(name, _)| name.clone()).collect();
         for name in warm {
@@ -434,6 +443,7 @@ impl Store {
             ResourceType::Listener => self.set_listener(bytes, origin, true),
             ResourceType::Endpoint => self.set_assignment(bytes),
             ResourceType::RouteConfiguration => self.set_routes(bytes, origin),
+            ResourceType::ExtensionConfig => self.set_extension(bytes, &origin),
             _ => Err(vec![Problem::new("", format!("a {} over xDS is not supported", kind.noun()))]),
         }?;
         self.failures.remove(&(kind, name.to_owned()));
@@ -448,6 +458,7 @@ impl Store {
                 self.warming_listeners.contains_key(name) || self.listeners.iter().any(|(n, _)| n == name)
             }
             ResourceType::RouteConfiguration => self.tables.contains_key(name),
+            ResourceType::ExtensionConfig => self.extensions.known.contains_key(name),
             _ => false,
         }
     }
@@ -458,6 +469,7 @@ impl Store {
         match kind {
             ResourceType::Cluster => self.remove_cluster(name),
             ResourceType::Listener => self.remove_listener(name),
+            ResourceType::ExtensionConfig => self.drop_extension(name),
             _ => {}
         }
     }
@@ -467,6 +479,7 @@ impl Store {
         self.timed_out.remove(&(kind, name.to_owned()));
         match kind {
             ResourceType::RouteConfiguration => drop(self.tables.remove(name)),
+            ResourceType::ExtensionConfig => drop(self.extensions.known.remove(name)),
             ResourceType::Endpoint => {
                 self.assignments.remove(name);
                 self.services.remove(name);
@@ -478,6 +491,9 @@ impl Store {
     /// It was waited for long enough: what needs it goes on without.
     pub fn fetch_timed_out(&mut self, kind: ResourceType, name: &str) {
         self.timed_out.insert((kind, name.to_owned()));
+        if kind == ResourceType::ExtensionConfig && !self.extensions.known.contains_key(name) {
+            self.drop_extension(name);
+        }
         if kind == ResourceType::Endpoint {
             for cluster in self.clusters_of(name) {
                 self.without_hosts.remove(&cluster);
@@ -535,8 +551,8 @@ impl Store {
     /// The route configurations that listeners refer to, with their sources.
     pub fn wanted_routes(&self) -> BTreeMap<String, ConfigSource> {
         let all = self.listeners.iter().map(|(_, entry)| entry).chain(self.warming_listeners.values());
-        let names = all.flat_map(|entry| &entry.value.routes);
-        names.filter_map(|name| Some((name.clone(), self.routes.get(name)?.source.clone()))).collect()
+        let names = all.flat_map(|entry| entry.value.routes());
+        names.filter_map(|name| Some((name.clone(), self.routes.get(&name)?.source.clone()))).collect()
     }
 
     /// What is in force now. Parts are shared with earlier snapshots where nothing changed.

@@ -94,6 +94,16 @@ crate::stats! {
 }
 
 crate::stats! {
+    /// `extension_config_discovery.KIND.NAME.*`, beside its subscription's.
+    pub struct ExtensionStats {
+        counter config_conflict,
+        counter config_fail,
+        counter config_reload,
+        gauge config_reload_time_ms,
+    }
+}
+
+crate::stats! {
     /// `sds.NAME.*`, beside its subscription's.
     pub struct SecretStats {
         counter key_rotation_failed,

@@ -1,0 +1,232 @@
+//! What is discovered after listeners, routes and clusters: configurations of filters. The real Envoy beside Weft.
+
+use weft_tests::{Client, Control, Kind, Proxy, Upstream, free_port, http, tools, until};
+
+const TYPE: &str = "type.googleapis.com";
+const ADS: &str = "{ads: {}, resource_api_version: V3}";
+const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
+const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+
+/// A bootstrap whose listeners, clusters and everything else come over one stream.
+fn bootstrap(api: &str, control: &Control, more: &str) -> String {
+    let services = "transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: xds}}]";
+    format!(
+        "node: {{id: n1, cluster: tests}}\n{more}dynamic_resources: {{ads_config: {{api_type: {api}, {services}}}, cds_config: \
+         {ADS}, lds_config: {ADS}}}\nstatic_resources:\n  clusters:\n  - {{name: xds, connect_timeout: 1s, \
+         typed_extension_protocol_options: {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {{\"@type\": \
+         {TYPE}/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {{http2_protocol_options: \
+         {{}}}}}}}}, load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {}}}}}]}}]}}}}\n",
+        address(control.port())
+    )
+}
+
+fn address(port: u16) -> String {
+    format!("{{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}")
+}
+
+/// Weft, and Envoy where there is one.
+fn proxies() -> Vec<Kind> {
+    [Kind::Weft].into_iter().chain(tools::envoy().map(Kind::Envoy)).collect()
+}
+
+/// The same observation of both.
+fn alike<T: PartialEq + std::fmt::Debug>(observe: impl Fn(&Kind) -> T) {
+    let seen: Vec<T> = proxies().iter().map(observe).collect();
+    if let [ours, theirs] = &seen[..] {
+        assert_eq!(ours, theirs, "left: Weft, right: Envoy");
+    }
+}
+
+/// A listener file.
+fn listener(name: &str, port: u16, more: &str, filter: &str) -> String {
+    format!(
+        "\"@type\": {TYPE}/envoy.config.listener.v3.Listener\nname: {name}\naddress: {}\n{more}filter_chains: \
+         [{{filters: [{filter}]}}]\n",
+        address(port)
+    )
+}
+
+/// A connection manager that answers `ok`, with one more HTTP filter.
+fn manager(filter: &str) -> String {
+    format!(
+        "{{name: http, typed_config: {{\"@type\": {TYPE}/envoy.extensions.filters.network.http_connection_manager.v3.\
+         HttpConnectionManager, stat_prefix: http, http_filters: [{filter}, {{name: router, typed_config: {{\"@type\": \
+         {TYPE}/envoy.extensions.filters.http.router.v3.Router}}}}], access_log: [{{name: log, typed_config: {{\"@type\": \
+         {TYPE}/envoy.extensions.access_loggers.stream.v3.StderrAccessLog, log_format: {{text_format_source: \
+         {{inline_string: \"LOG %RESPONSE_CODE% %RESPONSE_FLAGS%\\n\"}}}}}}}}], route_config: \
+         {{name: r, virtual_hosts: [{{name: v, domains: [\"*\"], routes: [{{match: {{prefix: /}}, direct_response: \
+         {{status: 200}}}}]}}]}}}}}}"
+    )
+}
+
+/// A filter whose configuration is discovered.
+fn discovered(name: &str, of: &str, fields: &str) -> String {
+    format!(
+        "{{name: {name}, config_discovery: {{config_source: {{ads: {{}}, resource_api_version: V3, \
+         initial_fetch_timeout: 1s}}, type_urls: [{TYPE}/{of}]{fields}}}}}"
+    )
+}
+
+/// A configuration of an RBAC filter that lets nobody in, or everybody.
+fn rbac(denies: bool) -> String {
+    let action = if denies { "DENY" } else { "ALLOW" };
+    format!(
+        "{{\"@type\": {TYPE}/{RBAC}, rules: {{action: {action}, policies: {{p: {{permissions: [{{any: true}}], \
+         principals: [{{any: true}}]}}}}}}}}"
+    )
+}
+
+fn extension(name: &str, config: &str) -> String {
+    format!("\"@type\": {TYPE}/envoy.config.core.v3.TypedExtensionConfig\nname: {name}\ntyped_config: {config}\n")
+}
+
+fn status(port: u16) -> Option<u16> {
+    http::at(port, "/").map(|response| response.status)
+}
+
+fn wait_for(port: u16, code: u16) {
+    until(&format!("{code} at {port}"), || (status(port) == Some(code)).then_some(()));
+}
+
+const STATS: [&str; 7] = [
+    "config_reload",
+    "config_fail",
+    "config_conflict",
+    "update_success",
+    "update_rejected",
+    "init_fetch_timeout",
+    "update_failure",
+];
+
+fn stats(proxy: &Proxy, kind: &str, name: &str) -> Vec<(String, Option<u64>)> {
+    let named = |stat: &&str| {
+        let name = format!("extension_config_discovery.{kind}.{name}.{stat}");
+        (name.clone(), proxy.stat(&name))
+    };
+    STATS.iter().map(named).collect()
+}
+
+#[test]
+fn an_http_filters_configuration_comes_changes_and_goes() {
+    // In delta, Envoy waits for ever once it was told that there is no such configuration yet.
+    alike(|kind| {
+        let [now, later, bare] = [(); 3].map(|()| free_port());
+        let default = format!(", default_config: {}", rbac(true));
+        let at_once = format!("{default}, apply_default_config_without_warming: true");
+        let control = Control::start(&[
+            ("a.yaml", &listener("a", now, "", &manager(&discovered("one", RBAC, &at_once)))),
+            ("b.yaml", &listener("b", later, "", &manager(&discovered("two", RBAC, &default)))),
+            ("c.yaml", &listener("c", bare, "", &manager(&discovered("three", RBAC, "")))),
+        ]);
+        let proxy = Proxy::start(kind, &bootstrap("GRPC", &control, ""));
+        // Nothing comes: the defaults hold, and where there is none the request is not let through.
+        wait_for(now, 403);
+        wait_for(later, 403);
+        wait_for(bare, 500);
+        let mut log = proxy.log_lines(3);
+        log.sort();
+        log.dedup();
+        let timed_out = [("one", "http_filter"), ("two", "http_filter"), ("three", "http_filter")]
+            .map(|(name, kind)| stats(&proxy, kind, name));
+        let mut kept = Client::connect(("127.0.0.1", bare)).expect("it listens");
+        assert_eq!(kept.get("/", &[]).map(|r| r.status), Some(500));
+        for name in ["one", "two", "three"] {
+            control.write(&format!("{name}.yaml"), &extension(name, &rbac(false)));
+        }
+        [now, later, bare].into_iter().for_each(|port| wait_for(port, 200));
+        // The connection stood all the while.
+        let stood = kept.get("/", &[]).map(|r| r.status);
+        // What is of a type that is not allowed changes nothing.
+        let router = format!("{{\"@type\": {TYPE}/envoy.extensions.filters.http.router.v3.Router}}");
+        control.write("three.yaml", &extension("three", &router));
+        proxy.wait_for_stat("extension_config_discovery.http_filter.three.update_rejected", 1);
+        let after_nack = status(bare);
+        control.write("three.yaml", &extension("three", &rbac(true)));
+        wait_for(bare, 403);
+        let changed = kept.get("/", &[]).map(|r| r.status);
+        let dump = proxy.page("/config_dump?resource=ecds_filters");
+        let dumped = dump.matches("TypedExtensionConfig").count();
+        (log, timed_out, stood, after_nack, changed, dumped, stats(&proxy, "http_filter", "three"))
+    });
+}
+
+#[test]
+fn what_is_removed_leaves_the_default() {
+    alike(|kind| {
+        let (with, bare) = (free_port(), free_port());
+        let default = format!(", default_config: {}", rbac(true));
+        let control = Control::start(&[
+            ("a.yaml", &listener("a", with, "", &manager(&discovered("one", RBAC, &default)))),
+            ("b.yaml", &listener("b", bare, "", &manager(&discovered("two", RBAC, "")))),
+            ("one.yaml", &extension("one", &rbac(false))),
+            ("two.yaml", &extension("two", &rbac(false))),
+        ]);
+        let proxy = Proxy::start(kind, &bootstrap("DELTA_GRPC", &control, ""));
+        wait_for(with, 200);
+        wait_for(bare, 200);
+        for name in ["one.yaml", "two.yaml"] {
+            std::fs::remove_file(control.resources().join(name)).expect("it is there");
+        }
+        wait_for(with, 403);
+        wait_for(bare, 500);
+        let gone = [stats(&proxy, "http_filter", "one"), stats(&proxy, "http_filter", "two")];
+        control.write("two.yaml", &extension("two", &rbac(false)));
+        wait_for(bare, 200);
+        (gone, stats(&proxy, "http_filter", "two"))
+    });
+}
+
+/// What an upstream says to a connection; `None` if it is closed without a word.
+fn says(port: u16) -> Option<String> {
+    let mut client = Client::connect(("127.0.0.1", port))?;
+    client.get("/", &[]).map(|response| response.text())
+}
+
+#[test]
+fn network_and_listener_filters_find_their_configuration() {
+    let (first, second) = (Upstream::named("first"), Upstream::named("second"));
+    let cluster = |name: &str, port: u16| {
+        format!("\"@type\": {TYPE}/envoy.config.cluster.v3.Cluster\n{}", cluster_fields(name, port))
+    };
+    alike(|kind| {
+        let (tcp, inspected) = (free_port(), free_port());
+        let to = |cluster: &str| format!("{{\"@type\": {TYPE}/{TCP_PROXY}, stat_prefix: t, cluster: {cluster}}}");
+        let inspector = "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
+        let listener_filters = format!("listener_filters: [{}]\n", discovered("look", inspector, ""));
+        let chain = format!("{{name: tcp, typed_config: {}}}", to("first"));
+        let control = Control::start(&[
+            ("c1.yaml", &cluster("first", first.port())),
+            ("c2.yaml", &cluster("second", second.port())),
+            ("a.yaml", &listener("a", tcp, "stat_prefix: a\n", &discovered("net", TCP_PROXY, ""))),
+            ("b.yaml", &listener("b", inspected, &format!("stat_prefix: b\n{listener_filters}"), &chain)),
+        ]);
+        let proxy = Proxy::start(kind, &bootstrap("GRPC", &control, ""));
+        // Nothing came in time: connections are closed.
+        until("the listener", || Client::connect(("127.0.0.1", inspected)));
+        until("the listener", || Client::connect(("127.0.0.1", tcp)));
+        let closed = (says(tcp), says(inspected));
+        until("missing configuration", || {
+            (proxy.stat("listener.a.network_extension_config_missing")? > 0).then_some(())
+        });
+        until("missing configuration", || (proxy.stat("listener.b.extension_config_missing")? > 0).then_some(()));
+        control.write("net.yaml", &extension("net", &to("first")));
+        control.write("look.yaml", &extension("look", &format!("{{\"@type\": {TYPE}/{inspector}}}")));
+        until("the first", || (says(tcp).as_deref() == Some("first")).then_some(()));
+        until("the first", || (says(inspected).as_deref() == Some("first")).then_some(()));
+        let mut kept = Client::connect(("127.0.0.1", tcp)).expect("it listens");
+        let before = kept.get("/", &[]).map(|r| r.text());
+        control.write("net.yaml", &extension("net", &to("second")));
+        until("the second", || (says(tcp).as_deref() == Some("second")).then_some(()));
+        let after = kept.get("/", &[]).map(|r| r.text());
+        let counted = [stats(&proxy, "network_filter", "net"), stats(&proxy, "tcp_listener_filter", "look")];
+        (closed, before, after, counted, proxy.stat("tls_inspector.tls_not_found").is_some())
+    });
+}
+
+fn cluster_fields(name: &str, port: u16) -> String {
+    format!(
+        "name: {name}\nconnect_timeout: 1s\nload_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: \
+         [{{endpoint: {{address: {}}}}}]}}]}}\n",
+        address(port)
+    )
+}
