@@ -112,7 +112,7 @@ impl ConnectionManager {
             name: entry.name.clone(),
             filter: match &entry.config {
                 Place::Fixed(config) => config.clone().activate(&scope),
-                Place::Discovered(seat) => ActiveSeat::new(seat, &scope),
+                Place::Discovered(seat) => ActiveSeat::filter(seat, &scope),
             },
             disabled: entry.disabled,
         };

@@ -25,7 +25,7 @@ pub struct ActiveSeat {
 }
 
 impl ActiveSeat {
-    pub fn new(seat: &Arc<FilterSeat>, scope: &FilterScope<'_>) -> Rc<dyn ActiveFilter> {
+    pub fn filter(seat: &Arc<FilterSeat>, scope: &FilterScope<'_>) -> Rc<dyn ActiveFilter> {
         Rc::new(Self {
             seat: seat.clone(),
             active: RefCell::default(),
