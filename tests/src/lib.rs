@@ -32,7 +32,7 @@ use std::{
 };
 
 /// How long anything may take that should happen at once.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `what` gives something.
 ///

@@ -276,7 +276,7 @@ fn aborted_transfers_leave_nothing_behind() {
     let proxy = Proxy::start(&Kind::Weft, &config);
     let open = |kind: &str| proxy.descriptors(kind);
     let before = (open(""), open("pipe:"));
-    for turn in 0..TRANSFERS {
+    let transfer = |turn: usize| {
         let client = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
         thread::scope(|scope| {
             scope.spawn(|| send_pattern(&client, &bytes, 2 * MIB));
@@ -290,11 +290,16 @@ fn aborted_transfers_leave_nothing_behind() {
             // With bytes unread this resets the connection.
             let _ = client.shutdown(Shutdown::Both);
         });
-    }
+    };
+    (0..TRANSFERS).for_each(transfer);
+    // Where both ends are slow the bytes come in small pieces, and these are copied.
+    until("the kernel to have moved something", || {
+        transfer(TRANSFERS - 1);
+        (open("pipe:") > before.1).then_some(())
+    });
     proxy.wait_for_stat("cluster.t.upstream_cx_active", 0);
     proxy.wait_for_stat("listener.l.downstream_cx_active", 0);
     // A thread keeps a few pipes for the next.
     let spare = 2 * 16 * std::thread::available_parallelism().map_or(1, usize::from);
     assert!(open("") <= before.0 + spare, "{before:?} descriptors before, {} after", open(""));
-    assert!(open("pipe:") > before.1, "the kernel moved nothing");
 }
