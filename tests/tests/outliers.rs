@@ -35,10 +35,12 @@ fn config(port: u16, cluster: &str) -> String {
     yaml::bootstrap(&[yaml::http_listener("l", port, "", host)], &[cluster.to_owned()])
 }
 
-/// Asks so often; how many answers were good.
-fn ask(port: u16, times: usize) -> usize {
+/// Asks so often; how many answers were good. What one request leads to is decided by the thread that serves the admin
+/// interface, and has happened before the next.
+fn ask(proxy: &Proxy, port: u16, times: usize) -> usize {
     let mut good = 0;
     for _ in 0..times {
+        proxy.page("/ready");
         let mut client = Client::connect(("127.0.0.1", port)).expect("it listens");
         client.send("GET / HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n");
         good += usize::from(client.response().is_some_and(|response| response.status == 200));
@@ -82,7 +84,7 @@ fn runs_of_failures_are_alike() {
                 |proxy| {
                     servers.iter().for_each(|server| drop(server.take()));
                     // Nine for the bad one: what is detected last is not the last that happens.
-                    let good = ask(port, 27);
+                    let good = ask(proxy, port, 27);
                     let got = servers[1].take().len();
                     (detection, status, good, got, stats(proxy), flags(proxy, &servers))
                 },
@@ -102,16 +104,16 @@ fn an_ejected_host_comes_back() {
         || config(port, &cluster),
         |proxy| {
             bad.store(500, Ordering::SeqCst);
-            ask(port, 6);
+            ask(proxy, port, 6);
             proxy.wait_for_stat("cluster.u.outlier_detection.ejections_active", 1);
             bad.store(0, Ordering::SeqCst);
             proxy.wait_for_stat("cluster.u.outlier_detection.ejections_active", 0);
             servers.iter().for_each(|server| drop(server.take()));
             until("all take part again", || {
-                ask(port, 1);
+                ask(proxy, port, 1);
                 (!servers[1].take().is_empty()).then_some(())
             });
-            (flags(proxy, &servers), stats(proxy), ask(port, 9))
+            (flags(proxy, &servers), stats(proxy), ask(proxy, port, 9))
         },
     );
 }
@@ -129,11 +131,11 @@ fn hosts_that_cannot_be_reached_are_outliers() {
             &format!("lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {dead}}}}}}}}}, "),
             1,
         );
-        differential(|| config(port, &cluster), |proxy| (ask(port, 24), stats(proxy)));
+        differential(|| config(port, &cluster), |proxy| (ask(proxy, port, 24), stats(proxy)));
         let tcp = || yaml::bootstrap(&[yaml::tcp_listener("l", port, "u")], std::slice::from_ref(&cluster));
         differential(tcp, |proxy| {
             // Each connection is to one host.
-            let good = ask(port, 24);
+            let good = ask(proxy, port, 24);
             (good, stats(proxy))
         });
     }

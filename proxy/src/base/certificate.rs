@@ -42,6 +42,8 @@ pub struct Certificate {
     pub not_before: i64,
     /// Seconds since the epoch.
     pub not_after: i64,
+    /// Its key usage, if it says one, allows signatures: without that it proves nobody's identity in a handshake.
+    pub may_sign: bool,
     sha256: OnceLock<[u8; 32]>,
     sha1: OnceLock<[u8; 20]>,
 }
@@ -68,6 +70,7 @@ impl Certificate {
             other_name_sans: Vec::new(),
             not_before: parsed.validity().not_before.timestamp(),
             not_after: parsed.validity().not_after.timestamp(),
+            may_sign: parsed.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.digital_signature())),
             sha256: OnceLock::new(),
             sha1: OnceLock::new(),
         };

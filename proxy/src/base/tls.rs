@@ -21,7 +21,7 @@ pub struct TlsConnection {
     /// The peer's own certificate; `None` if it presented none.
     pub peer: Option<Rc<Certificate>>,
     /// All that the peer presented, DER, its own first.
-    pub peer_chain: Vec<Box<[u8]>>,
+    pub peer_chain: Rc<[Box<[u8]>]>,
     /// The peer's certificate was verified against something that is trusted.
     pub peer_validated: bool,
     /// The session was resumed.

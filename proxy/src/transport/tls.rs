@@ -15,6 +15,7 @@ mod key_log;
 pub mod material;
 mod old_alert;
 mod parameters;
+mod recent;
 mod revisions;
 pub mod secrets;
 mod secured;
@@ -79,11 +80,10 @@ fn linger(mut io: Io) {
 /// # Errors
 /// The peer's certificate, which nobody verified, cannot be read: who it is could not be told from nobody.
 fn facts(state: &CommonState, local: Option<Arc<Certificate>>, peer_validated: bool) -> Result<TlsConnection, Failure> {
-    let peer_chain: Vec<Box<[u8]>> =
-        state.peer_certificates().unwrap_or_default().iter().map(|der| der.as_ref().into()).collect();
-    let peer = match peer_chain.first() {
-        Some(der) => Some(Rc::new(Certificate::parse(der).map_err(|why| Failure::unreadable(&why))?)),
-        None => None,
+    let presented = state.peer_certificates().unwrap_or_default();
+    let (peer, peer_chain) = match recent::peer(presented).map_err(|why| Failure::unreadable(&why))? {
+        Some(peer) => (Some(peer.certificate), peer.chain),
+        None => (None, Rc::default()),
     };
     Ok(TlsConnection {
         version: parameters::version_name(state.protocol_version()),

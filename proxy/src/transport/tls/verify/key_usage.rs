@@ -4,7 +4,7 @@
 //! Which of them is spoken is known where signatures are verified, so it is looked at there.
 
 use super::{Demand, FaultKind, Refusal, parsed::DIGITAL_SIGNATURE};
-use crate::transport::tls::capture;
+use crate::transport::tls::{capture, recent};
 use rustls::{CertificateError, Error, PeerMisbehaved, pki_types::CertificateDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -13,6 +13,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 /// # Errors
 /// Why it is refused.
 pub fn check(leaf: &CertificateDer<'_>) -> Result<(), Refusal> {
+    if recent::may_sign(leaf) {
+        return Ok(());
+    }
     let malformed = || Refusal {
         demand: Demand::Chain,
         error: CertificateError::BadEncoding,

@@ -57,7 +57,12 @@ fn verify_at(
     now: UnixTime,
 ) -> Result<Verified, Refusal> {
     let chain: Vec<_> = issued.chain.iter().map(|der| CertificateDer::from(&**der)).collect();
-    compile(config).verify(peer, &chain[0], &chain[1..], name, now)
+    let verifier = compile(config);
+    let verify = || verifier.verify(peer, &chain[0], &chain[1..], name, now);
+    let first = verify();
+    // What is remembered is what was said.
+    assert_eq!(first.as_ref().map_err(ToString::to_string), verify().as_ref().map_err(ToString::to_string));
+    first
 }
 
 fn verify(config: &CertificateValidationContext, issued: &Issued) -> Result<Verified, Refusal> {
