@@ -26,6 +26,7 @@ pub mod load;
 pub mod load_balancing;
 pub mod matching;
 pub mod metadata;
+pub mod on_demand;
 pub mod percent;
 pub mod rbac;
 pub mod re2;

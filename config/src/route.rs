@@ -12,6 +12,7 @@ pub use retry::*;
 
 use crate::{
     Context,
+    config_source::ConfigSource,
     header_matcher::HeaderMatcher,
     header_value::HeaderChanges,
     metadata::{self, Metadata},
@@ -29,6 +30,8 @@ use weft_control_api::{Any, envoy::config::route::v3 as pb};
 pub struct RouteConfiguration {
     pub name: String,
     pub virtual_hosts: Vec<VirtualHost>,
+    /// Where more virtual hosts come from.
+    pub vhds: Option<Arc<ConfigSource>>,
     pub internal_only_headers: Vec<HeaderName>,
     pub headers: HeaderChanges,
     pub most_specific_header_mutations_wins: bool,
@@ -137,7 +140,15 @@ impl RouteConfiguration {
             metadata,
             route_specifiers,
         } = p;
-        cx.unsupported_if("vhds", vhds.is_some());
+        let vhds = vhds.and_then(|p| {
+            cx.field("vhds", |cx| {
+                let pb::Vhds { config_source } = p;
+                let config_source = cx.required("config_source", config_source)?;
+                let source = cx.field("config_source", |cx| ConfigSource::from_proto(config_source, cx))?;
+                crate::on_demand::delta_only("config_source", &source, cx);
+                Some(Arc::new(source))
+            })
+        });
         cx.unsupported_if("cluster_specifier_plugins", !cluster_specifier_plugins.is_empty());
         cx.unsupported_if("route_specifiers", !route_specifiers.is_empty());
         let inherited = Inherited {
@@ -172,6 +183,7 @@ impl RouteConfiguration {
         Some(Self {
             name,
             virtual_hosts,
+            vhds,
             internal_only_headers,
             headers,
             most_specific_header_mutations_wins,

@@ -5,6 +5,7 @@ use crate::{
     access_log::AccessLog,
     header_value::HeaderValueOption,
     metadata::{self, Metadata},
+    on_demand::OnDemandClusters,
 };
 use std::time::Duration;
 use weft_control_api::envoy::{
@@ -38,6 +39,8 @@ pub struct TcpProxy {
     pub tunneling: Option<Tunneling>,
     /// Connect only once the client sent something, of which about this many bytes are read ahead.
     pub early_data: Option<usize>,
+    /// Clusters that are not there are asked for.
+    pub on_demand: Option<OnDemandClusters>,
 }
 
 /// How a connection is carried in an HTTP request.
@@ -121,7 +124,9 @@ impl TcpProxy {
             cluster_specifier,
         } = p;
         cx.unsupported_if("check_drain_close", check_drain_close == Some(true));
-        cx.unsupported_if("on_demand", on_demand.is_some());
+        let on_demand = on_demand
+            .filter(|p| p.odcds_config.is_some())
+            .and_then(|p| cx.field("on_demand", |cx| OnDemandClusters::from_tcp(p, cx)));
         cx.unsupported_if("downstream_idle_timeout", downstream_idle_timeout.is_some());
         cx.unsupported_if("upstream_idle_timeout", upstream_idle_timeout.is_some());
         cx.unsupported_if("proxy_protocol_tlvs", !proxy_protocol_tlvs.is_empty());
@@ -173,6 +178,7 @@ impl TcpProxy {
         let old_interval = cx.duration("access_log_flush_interval", access_log_flush_interval);
         Some(Self {
             stat_prefix,
+            on_demand,
             clusters,
             metadata_match: metadata::from_proto("metadata_match", metadata_match, cx),
             idle_timeout: Some(idle.unwrap_or(Duration::from_secs(3600))).filter(|d| !d.is_zero()),

@@ -12,6 +12,7 @@ use weft_control_api::Any;
 
 pub mod header_to_metadata;
 pub mod health_check;
+pub mod on_demand;
 pub mod rbac;
 pub mod router;
 pub mod set_metadata;
@@ -158,8 +159,14 @@ pub struct FilterFactory {
 }
 
 /// Every filter there is.
-pub const TABLE: &[FilterFactory] =
-    &[header_to_metadata::FACTORY, health_check::FACTORY, rbac::FACTORY, router::FACTORY, set_metadata::FACTORY];
+pub const TABLE: &[FilterFactory] = &[
+    header_to_metadata::FACTORY,
+    health_check::FACTORY,
+    on_demand::FACTORY,
+    rbac::FACTORY,
+    router::FACTORY,
+    set_metadata::FACTORY,
+];
 
 /// The factory for a configuration of type `type_url`.
 pub fn by_type(type_url: &str) -> Option<&'static FilterFactory> {

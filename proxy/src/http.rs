@@ -9,6 +9,7 @@ pub mod connection;
 pub mod connection_manager;
 pub mod date;
 pub mod deadlines;
+pub mod demand;
 mod discovered_filter;
 mod dispatch;
 pub mod filter_chain;

@@ -11,6 +11,7 @@ mod health_checks;
 mod host_weights;
 pub mod log_format;
 pub mod logging;
+mod on_demand;
 mod outliers;
 pub mod quickstart;
 pub mod resident;

@@ -3,6 +3,7 @@
 mod extensions;
 pub mod secrets;
 mod store;
+mod virtual_hosts;
 
 pub use store::{Entry, Origin, Store};
 

@@ -1,4 +1,4 @@
-//! What is discovered after listeners, routes and clusters: configurations of filters. The real Envoy beside Weft.
+//! What is discovered after listeners, routes and clusters: configurations of filters, and what requests ask for. The real Envoy beside Weft.
 
 use weft_tests::{Client, Control, Kind, Proxy, Upstream, free_port, http, tools, until};
 
@@ -229,4 +229,124 @@ fn cluster_fields(name: &str, port: u16) -> String {
          [{{endpoint: {{address: {}}}}}]}}]}}\n",
         address(port)
     )
+}
+
+/// A bootstrap with these listeners; the cluster of the control plane is all that it knows.
+fn with_listeners(control: &Control, listeners: &str) -> String {
+    let whole = bootstrap("DELTA_GRPC", control, "");
+    let (node, rest) = (whole.lines().next().unwrap_or_default(), whole.split("static_resources:\n").nth(1));
+    format!("{node}\nstatic_resources:\n  listeners: [{listeners}]\n{}", rest.unwrap_or_default())
+}
+
+const DELTA: &str = "{resource_api_version: V3, api_config_source: {api_type: DELTA_GRPC, transport_api_version: V3, \
+                     grpc_services: [{envoy_grpc: {cluster_name: xds}}]}}";
+
+fn host_says(port: u16, host: &str) -> Option<(u16, String)> {
+    let response = Client::connect(("127.0.0.1", port))?.get("/", &[("host", host)])?;
+    Some((response.status, response.text()))
+}
+
+#[test]
+fn virtual_hosts_come_when_they_are_asked_for() {
+    let on_demand = "envoy.filters.http.on_demand";
+    let filter = format!(
+        "{{name: {on_demand}, typed_config: {{\"@type\": {TYPE}/envoy.extensions.filters.http.on_demand.v3.OnDemand}}}}"
+    );
+    let host = |name: &str, domain: &str, text: &str| {
+        format!(
+            "name: {name}\ndomains: [{domain}]\nroutes: [{{match: {{prefix: /}}, direct_response: {{status: 200, body: \
+             {{inline_string: {text}}}}}}}]\n"
+        )
+    };
+    let resource = |domain: &str, text: &str| {
+        let host = host(&format!("r/{domain}"), domain, text);
+        format!("\"@type\": {TYPE}/envoy.config.route.v3.VirtualHost\n{host}")
+    };
+    alike(|kind| {
+        let port = free_port();
+        let from_rds = format!("rds: {{route_config_name: r, config_source: {ADS}}}");
+        let manager = manager(&filter);
+        let (before, after) = manager.split_at(manager.find("route_config: ").expect("it has one"));
+        let manager = format!("{before}{from_rds}{}", &after[after.len() - 2..]);
+        let routes = |text: &str| {
+            let own = host("own", "own.test", text).replace('\n', ", ");
+            format!(
+                "\"@type\": {TYPE}/envoy.config.route.v3.RouteConfiguration\nname: r\nvhds: {{config_source: \
+                 {{ads: {{}}, resource_api_version: V3, initial_fetch_timeout: 1s}}}}\nvirtual_hosts: [{{{}}}]\n",
+                own.trim_end_matches(", ")
+            )
+        };
+        let control = Control::start(&[
+            ("l.yaml", &listener("l", port, "", &manager)),
+            ("r.yaml", &routes("own")),
+            ("a.yaml", &resource("a.test", "a1")),
+            ("b.yaml", &resource("b.test", "b1")),
+        ]);
+        let proxy = Proxy::start(kind, &bootstrap("DELTA_GRPC", &control, ""));
+        until("the listener", || host_says(port, "own.test"));
+        let first = ["own.test", "A.test", "b.test", "a.test"].map(|host| host_says(port, host));
+        control.write("a.yaml", &resource("a.test", "a2"));
+        until("the update", || (host_says(port, "a.test")?.1 == "a2").then_some(()));
+        control.write("r.yaml", &routes("changed"));
+        until("the routes", || (host_says(port, "own.test")?.1 == "changed").then_some(()));
+        // What came on demand is still there beside them.
+        let second = ["a.test", "b.test"].map(|host| host_says(port, host));
+        let counted = ["config_reload", "update_success", "update_rejected", "update_empty"]
+            .map(|what| proxy.stat(&format!("http.http.rds.vhds.r.{what}")));
+        (first, second, counted)
+    });
+}
+
+#[test]
+fn clusters_come_when_they_are_asked_for() {
+    let (first, second) = (Upstream::named("first"), Upstream::named("second"));
+    let cluster = |name: &str, port: u16| {
+        format!("\"@type\": {TYPE}/envoy.config.cluster.v3.Cluster\n{}", cluster_fields(name, port))
+    };
+    alike(|kind| {
+        let (http_port, tcp_port, bare) = (free_port(), free_port(), free_port());
+        let filter = format!(
+            "{{name: envoy.filters.http.on_demand, typed_config: {{\"@type\": {TYPE}/envoy.extensions.filters.http.\
+             on_demand.v3.OnDemand, odcds: {{source: {DELTA}, timeout: 1s}}}}}}"
+        );
+        let to_header =
+            |filter: &str| manager(filter).replace("direct_response: {status: 200}", "route: {cluster_header: x-c}");
+        let tcp = format!(
+            "{{name: tcp, typed_config: {{\"@type\": {TYPE}/{TCP_PROXY}, stat_prefix: t, cluster: c2, on_demand: \
+             {{odcds_config: {DELTA}}}}}}}"
+        );
+        let flow = |name: &str, port: u16, filter: &str| {
+            format!("{{name: {name}, address: {}, filter_chains: [{{filters: [{filter}]}}]}}", address(port))
+        };
+        let control =
+            Control::start(&[("c1.yaml", &cluster("c1", first.port())), ("c2.yaml", &cluster("c2", second.port()))]);
+        let listeners = [
+            flow("h", http_port, &to_header(&filter)),
+            flow("t", tcp_port, &tcp),
+            flow("b", bare, &to_header(&rbac_filter())),
+        ];
+        let proxy = Proxy::start(kind, &with_listeners(&control, &listeners.join(", ")));
+        let ask = |port: u16, cluster: &str| {
+            let response = Client::connect(("127.0.0.1", port))?.get("/", &[("x-c", cluster)])?;
+            Some((response.status, response.text()))
+        };
+        // Nobody asks for it where there is no such filter.
+        let unasked = ask(bare, "c1");
+        let answers = ["c1", "c1", "c2", "nope"].map(|cluster| ask(http_port, cluster));
+        let known = ask(bare, "c1");
+        let over_tcp = says(tcp_port);
+        control.write("c1.yaml", &cluster("c1", second.port()));
+        until("the update", || (ask(http_port, "c1")?.1 == "second").then_some(()));
+        let mut log = proxy.log_lines(5);
+        log.retain(|line| !line.contains("200"));
+        log.sort();
+        let counted = ["attempt", "success", "missing", "timeout"]
+            .map(|what| proxy.stat(&format!("tcp.t.on_demand_cluster_{what}")));
+        (unasked, answers, known, over_tcp, log, counted)
+    });
+}
+
+/// An RBAC filter that lets everybody in.
+fn rbac_filter() -> String {
+    format!("{{name: rbac, typed_config: {}}}", rbac(false))
 }

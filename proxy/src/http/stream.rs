@@ -300,6 +300,12 @@ impl Stream {
         self.request.headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     }
 
+    /// The route configuration of now takes the place of the one that the stream began with.
+    pub fn take_new_routes(&mut self) {
+        self.table = self.connection.route_table();
+        self.refresh_route();
+    }
+
     /// Looks the route up again: a filter changed what it depends on.
     pub fn refresh_route(&mut self) {
         self.no_route = self.find_route().err();

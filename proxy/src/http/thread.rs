@@ -1,6 +1,6 @@
 //! What all HTTP connections of one thread share. The control thread has one too: its gRPC clients are streams as any other.
 
-use super::request_headers::LocalInfo;
+use super::{demand::Demands, request_headers::LocalInfo};
 use crate::{
     base::{Drain, RuntimeSnapshot},
     observe::stats::Registry,
@@ -30,6 +30,8 @@ pub struct Thread {
     pub drain: Drain,
     routes: RefCell<Arc<RouteTables>>,
     runtime: RefCell<Arc<RuntimeSnapshot>>,
+    /// What this thread's requests wait for.
+    pub demands: Demands,
     /// `/healthcheck/fail` was called.
     pub health_check_failed: Cell<bool>,
 }
@@ -42,6 +44,7 @@ impl Thread {
         local: Arc<LocalInfo>,
         drain: Drain,
         runtime: Arc<RuntimeSnapshot>,
+        demands: Demands,
     ) -> Rc<Self> {
         Rc::new(Self {
             index,
@@ -51,6 +54,7 @@ impl Thread {
             drain,
             routes: RefCell::default(),
             runtime: RefCell::new(runtime),
+            demands,
             health_check_failed: Cell::new(false),
         })
     }

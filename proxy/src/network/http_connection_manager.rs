@@ -32,6 +32,7 @@ pub fn compile(any: &Any, compile: &mut CompileContext<'_>, cx: &mut Context) ->
     let config = HttpConnectionManager::from_proto(config, cx)?;
     let routes = match &config.routes {
         RouteSource::Inline(routes) => {
+            cx.field("route_config", |cx| cx.unsupported_if("vhds", routes.vhds.is_some()));
             if routes.validate_clusters != Some(false) {
                 for to in routes.clusters().filter(|to| !(compile.cluster_exists)(to.name)) {
                     // Where something is wrong already, routes may be left out and places shifted.

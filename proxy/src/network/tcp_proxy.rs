@@ -6,7 +6,7 @@ mod tunnel;
 use super::{CompileContext, Connection, FactsSlot, ListenerFacts, NetworkFilter, Terminal, sni_cluster::CLUSTER_KEY};
 use crate::{
     base::{ResetReason, ResponseFlag, StreamError, Timer},
-    http::{Thread, hash_policy},
+    http::{Thread, demand::Wanted, hash_policy},
     observe::{StreamInfo, access_log::AccessLogs, format::Facts},
     stats,
     transport::Io,
@@ -35,6 +35,16 @@ use weft_control_api::{Any, envoy::extensions::filters::network::tcp_proxy::v3 a
 use xxhash_rust::xxh64::xxh64;
 
 pub const TYPE: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+
+stats! {
+    /// `tcp.PREFIX.*`, where clusters are asked for
+    pub struct OnDemandStats {
+        counter on_demand_cluster_attempt,
+        counter on_demand_cluster_missing,
+        counter on_demand_cluster_success,
+        counter on_demand_cluster_timeout,
+    }
+}
 
 stats! {
     /// `tcp.PREFIX.*`
@@ -87,12 +97,14 @@ pub fn compile(any: &Any, compile: &mut CompileContext<'_>, cx: &mut Context) ->
 struct Active {
     proxy: Arc<TcpProxy>,
     stats: Arc<TcpProxyStats>,
+    on_demand_stats: Option<Arc<OnDemandStats>>,
 }
 
 impl NetworkFilter for TcpProxy {
     fn activate(self: Arc<Self>, thread: &Rc<Thread>) -> Rc<dyn Terminal> {
         let prefix = format!("tcp.{}", self.config.stat_prefix.trim_end_matches('.').replace(':', "_"));
-        Rc::new(Active { stats: thread.registry.attach(&prefix), proxy: self })
+        let on_demand_stats = self.config.on_demand.is_some().then(|| thread.registry.attach(&prefix));
+        Rc::new(Active { stats: thread.registry.attach(&prefix), on_demand_stats, proxy: self })
     }
 }
 
@@ -105,7 +117,7 @@ impl Terminal for Active {
     }
 
     fn missed(&self, connection: Connection) {
-        let active = Self { proxy: self.proxy.clone(), stats: self.stats.clone() };
+        let active = Self { proxy: self.proxy.clone(), stats: self.stats.clone(), on_demand_stats: None };
         drop(Session::new(Rc::new(active), connection));
     }
 }
@@ -158,7 +170,11 @@ impl Session {
             let Some(early) = self.read_early(&mut downstream, most).await else { return };
             downstream.put_back(early);
         }
-        let Some(cluster) = self.pick_cluster() else {
+        let cluster = match self.pick_cluster() {
+            None => self.ask_for_cluster().await,
+            found => found,
+        };
+        let Some(cluster) = cluster else {
             active.stats.downstream_cx_no_route.inc();
             self.info.set_flag(ResponseFlag::NoClusterFound);
             return;
@@ -180,6 +196,22 @@ impl Session {
         if connection.protocol().is_none() {
             connection.closed(by, true);
         }
+    }
+
+    /// Waits for a cluster that is not there, if it is to be asked for.
+    async fn ask_for_cluster(&self) -> Option<Rc<ThreadCluster>> {
+        let on_demand = self.active.proxy.config.on_demand.as_ref()?;
+        let stats = self.active.on_demand_stats.as_ref()?;
+        let name = self.cluster_name()?;
+        stats.on_demand_cluster_attempt.inc();
+        let waiting = self.thread.demands.ask(Wanted::Cluster(name.clone()), Some(&on_demand.source));
+        let counter = match tokio::time::timeout(on_demand.timeout, waiting).await {
+            Ok(true) => &stats.on_demand_cluster_success,
+            Ok(false) => &stats.on_demand_cluster_missing,
+            Err(_) => &stats.on_demand_cluster_timeout,
+        };
+        counter.inc();
+        self.thread.upstreams.by_name(&name)
     }
 
     /// The client's first bytes, before which no host is connected to; at most about `most` are read.
@@ -300,6 +332,14 @@ impl Session {
         });
         self.chosen = chosen?;
         self.thread.upstreams.get(proxy.clusters.get(self.chosen)?.0)
+    }
+
+    /// The name of the cluster that was picked, whether or not it is there.
+    fn cluster_name(&self) -> Option<String> {
+        if let Some(named) = self.info.filter_state.get(CLUSTER_KEY) {
+            return Some(std::str::from_utf8(&named.text).ok()?.to_owned());
+        }
+        Some(self.thread.upstreams.name(self.active.proxy.clusters.get(self.chosen)?.0))
     }
 
     /// Tries hosts until one takes the connection.

@@ -184,18 +184,30 @@ impl Cluster {
     pub fn find(&self, choice: Option<usize>, upstreams: &Upstreams, head: &RequestHead) -> Option<Rc<ThreadCluster>> {
         match self {
             Self::Id(id) => upstreams.get(*id),
-            Self::Header(key) => {
-                let name = match key {
-                    HeaderKey::Name(name) => head.headers.get(name)?.to_str().ok()?,
-                    HeaderKey::Authority => std::str::from_utf8(&head.authority).ok()?,
-                    HeaderKey::Path => std::str::from_utf8(&head.path).ok()?,
-                    _ => return None,
-                };
-                if name.is_empty() { None } else { upstreams.by_name(name) }
-            }
+            Self::Header(key) => upstreams.by_name(name_in(key, head)?),
             Self::Weighted(weighted) => weighted.clusters.get(choice?)?.cluster.find(None, upstreams, head),
         }
     }
+
+    /// Its name, whether or not it is there.
+    pub fn name(&self, choice: Option<usize>, upstreams: &Upstreams, head: &RequestHead) -> Option<String> {
+        match self {
+            Self::Id(id) => Some(upstreams.name(*id)),
+            Self::Header(key) => name_in(key, head).map(str::to_owned),
+            Self::Weighted(weighted) => weighted.clusters.get(choice?)?.cluster.name(None, upstreams, head),
+        }
+    }
+}
+
+/// The name of a cluster that comes with the request.
+fn name_in<'a>(key: &HeaderKey, head: &'a RequestHead) -> Option<&'a str> {
+    let name = match key {
+        HeaderKey::Name(name) => head.headers.get(name)?.to_str().ok()?,
+        HeaderKey::Authority => std::str::from_utf8(&head.authority).ok()?,
+        HeaderKey::Path => std::str::from_utf8(&head.path).ok()?,
+        _ => return None,
+    };
+    (!name.is_empty()).then_some(name)
 }
 
 impl Weighted {

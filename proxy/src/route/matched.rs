@@ -50,6 +50,11 @@ impl MatchedRoute {
         self.route.action.forward()?.cluster.find(self.choice, upstreams, head)
     }
 
+    /// The name of the cluster, whether or not it is there.
+    pub fn cluster_name(&self, upstreams: &Upstreams, head: &RequestHead) -> Option<String> {
+        self.route.action.forward()?.cluster.name(self.choice, upstreams, head)
+    }
+
     /// The one of the weighted clusters that was chosen.
     fn weighted(&self) -> Option<&super::action::WeightedCluster> {
         match &self.route.action.forward()?.cluster {

@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use std::{borrow::Cow, sync::Arc};
 use weft_config::{
     Context,
+    config_source::ConfigSource,
     header_matcher::HeaderMatcher,
     header_value::HeaderKey,
     route::{self as config, PathMatch, RequireTls, RouteMatch},
@@ -39,6 +40,8 @@ pub struct RouteTable {
     pub rules: HeaderRules,
     pub most_specific_wins: bool,
     pub per_filter: RouteFilters,
+    /// Where virtual hosts that it does not have are asked for.
+    pub vhds: Option<Arc<ConfigSource>>,
 }
 
 /// A compiled virtual host.
@@ -108,6 +111,7 @@ impl RouteTable {
             rules: HeaderRules::compile(&config.headers, cx),
             most_specific_wins: config.most_specific_header_mutations_wins,
             per_filter: RouteFilters::compile(&config.per_filter, cx),
+            vhds: config.vhds.clone(),
         };
         for (i, host) in config.virtual_hosts.iter().enumerate() {
             let number = i as u32;
@@ -139,6 +143,12 @@ impl RouteTable {
         } else {
             self.exact.entry(domain.into()).or_insert(number);
         }
+    }
+
+    /// The host that virtual hosts are looked up by, for an authority.
+    pub fn host_of(&self, authority: &[u8]) -> String {
+        let port = if self.ignore_port { port_colon(authority) } else { None };
+        String::from_utf8_lossy(&authority[..port.unwrap_or(authority.len())]).to_ascii_lowercase()
     }
 
     pub fn internal_only_headers(&self) -> &[HeaderName] {

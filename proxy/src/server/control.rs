@@ -7,6 +7,7 @@ use super::{
     file_watch,
     health_checks::HealthChecks,
     host_weights::HostWeights,
+    on_demand::OnDemand,
     outliers::Outliers,
     resident,
     runtime::Runtime,
@@ -67,6 +68,7 @@ pub struct Control {
     pub outliers: Outliers,
     pub health_checks: HealthChecks,
     pub xds: Xds,
+    pub on_demand: OnDemand,
     pub secret_files: SecretFiles,
     /// Where contexts that secrets changed are counted.
     context_stats: RefCell<BTreeMap<Updated, Counted>>,
@@ -138,6 +140,7 @@ impl Control {
             outliers: Outliers::default(),
             health_checks: HealthChecks::default(),
             xds: Xds::default(),
+            on_demand: OnDemand::default(),
             secret_files: SecretFiles::default(),
             context_stats: RefCell::default(),
             options,
@@ -199,6 +202,7 @@ impl Control {
             return Ok(());
         }
         self.start_workers()?;
+        OnDemand::start(self);
         self.state.set(State::Live);
         self.stats.server.live.set(1);
         self.stats.server.initialization_time_ms.record(self.start.elapsed().as_millis() as u64);
@@ -316,6 +320,7 @@ impl Control {
             drain_time: self.options.drain_time(),
             drain_pace: self.options.drain_pace(),
             internal_buffer: self.boot.bootstrap.internal_listener.map_or(0, |p| p.buffer_size as usize),
+            demands: self.on_demand.sender.clone(),
             global_limit: GlobalLimit::new(self.boot.bootstrap.overload.max_downstream_connections),
         };
         self.store.borrow_mut().serve();
@@ -374,6 +379,7 @@ impl Control {
         stats.listeners.total_listeners_warming.set(store.warming_listeners.len() as u64);
         drop(store);
         self.tell_workers(&Message::Publish(snapshot));
+        self.on_demand.published(self);
     }
 
     /// Hosts of a cluster changed their health: all threads pick by that from now on. Changes that come together are told

@@ -2,7 +2,11 @@
 
 use crate::{
     base::{Drain, drain::Pace},
-    http::{Thread, request_headers::LocalInfo},
+    http::{
+        Thread,
+        demand::{Demand, Demands, Wanted},
+        request_headers::LocalInfo,
+    },
     listener::{GlobalLimit, Listener, Listeners},
     observe::stats::Registry,
     snapshot::Snapshot,
@@ -24,6 +28,11 @@ pub enum Message {
     /// Connections end when they can.
     Drain {
         inbound_only: bool,
+    },
+    /// What requests waited for is there, or is known not to be.
+    Demanded {
+        wanted: Wanted,
+        is_there: bool,
     },
     /// `/healthcheck/fail` and `/healthcheck/ok`.
     HealthCheck {
@@ -48,6 +57,8 @@ pub struct WorkerOptions {
     pub internal_buffer: usize,
     /// For the downstream connections of all workers together.
     pub global_limit: Arc<GlobalLimit>,
+    /// Where workers ask for what is not there.
+    pub demands: UnboundedSender<Demand>,
 }
 
 impl Worker {
@@ -89,6 +100,7 @@ async fn run(index: usize, options: WorkerOptions, snapshot: Arc<Snapshot>, mut 
         options.local,
         Drain::paced(options.drain_pace),
         snapshot.runtime.clone(),
+        Demands::new(index, options.demands),
     );
     let listeners = Listeners::new(thread.clone(), options.drain_time, options.global_limit);
     apply(&thread, &listeners, &snapshot);
@@ -98,6 +110,7 @@ async fn run(index: usize, options: WorkerOptions, snapshot: Arc<Snapshot>, mut 
             Message::Health(clusters) => thread.upstreams.update(&clusters),
             Message::StopListeners { inbound_only } => listeners.stop_accepting(takes(inbound_only)),
             Message::Drain { inbound_only } => listeners.drain(takes(inbound_only)),
+            Message::Demanded { wanted, is_there } => thread.demands.answer(&wanted, is_there),
             Message::HealthCheck { failed } => thread.health_check_failed.set(failed),
         }
     }

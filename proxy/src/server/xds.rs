@@ -11,7 +11,7 @@ pub mod workload;
 
 use super::control::Control;
 use crate::{
-    observe::stats::{ControlPlaneStats, ExtensionStats, SecretStats, SubscriptionStats},
+    observe::stats::{ControlPlaneStats, ExtensionStats, SecretStats, SubscriptionStats, VirtualHostStats},
     snapshot::Store,
 };
 use std::{
@@ -88,9 +88,13 @@ pub struct Xds {
     sources: RefCell<BTreeMap<Key, Rc<Source>>>,
     /// With the source.
     subscribed: RefCell<BTreeMap<Subscription, Key>>,
+    /// What workers asked for, with its source.
+    demanded: RefCell<BTreeMap<Subscription, ConfigSource>>,
     subscription_stats: RefCell<BTreeMap<String, Arc<SubscriptionStats>>>,
     /// By the name of the secret.
     secret_stats: RefCell<BTreeMap<String, Arc<SecretStats>>>,
+    /// By their prefix.
+    virtual_host_stats: RefCell<BTreeMap<String, Arc<VirtualHostStats>>>,
     /// By their prefix.
     extension_stats: RefCell<BTreeMap<String, Arc<ExtensionStats>>>,
     /// Wildcards that got a first answer, or waited long enough.
@@ -124,6 +128,13 @@ impl Xds {
             for (name, source) in store.wanted_routes() {
                 wanted.insert((ResourceType::RouteConfiguration, name, None), source);
             }
+            if let Some(source) = store.wanted_virtual_hosts() {
+                // All that is there: none by its name.
+                wanted.insert((ResourceType::VirtualHost, String::new(), None), source);
+            }
+            for (what, source) in &*self.demanded.borrow() {
+                wanted.insert(what.clone(), source.clone());
+            }
             for (name, (source, _)) in store.wanted_extensions() {
                 wanted.insert((ResourceType::ExtensionConfig, name, None), source);
             }
@@ -151,7 +162,13 @@ impl Xds {
             self.subscribed.borrow_mut().remove(&what);
             let (kind, name, own) = what;
             if let Some(source) = self.sources.borrow().get(&key) {
-                source.engine.borrow_mut().unsubscribe(kind, &name);
+                let mut engine = source.engine.borrow_mut();
+                if name.is_empty() {
+                    engine.unsubscribe_wildcard(kind)
+                } else {
+                    engine.unsubscribe(kind, &name)
+                };
+                drop(engine);
                 source.changed.notify_one();
             }
             // A source that was for this alone ends with it.
@@ -174,9 +191,35 @@ impl Xds {
             if *kind == ResourceType::ExtensionConfig {
                 extensions::stats(control, name);
             }
-            from.engine.borrow_mut().subscribe(*kind, name, source.initial_fetch_timeout, Instant::now());
+            let (timeout, now) = (source.initial_fetch_timeout, Instant::now());
+            let mut engine = from.engine.borrow_mut();
+            if name.is_empty() {
+                engine.subscribe_wildcard(*kind, timeout, now)
+            } else {
+                // What is asked for on demand is given up by whoever waits for it.
+                let timeout = timeout.filter(|_| !self.demanded.borrow().contains_key(&what));
+                engine.subscribe(*kind, name, timeout, now)
+            };
+            drop(engine);
             from.changed.notify_one();
             self.subscribed.borrow_mut().insert(what, from.key.clone());
+        }
+    }
+
+    /// Asks for something that a worker needs; again, if it was asked for before.
+    pub fn demand(&self, control: &Rc<Control>, kind: ResourceType, name: &str, source: &ConfigSource) {
+        let what = (kind, name.to_owned(), None);
+        self.demanded.borrow_mut().insert(what.clone(), source.clone());
+        let key = self.subscribed.borrow().get(&what).cloned();
+        match key.and_then(|key| self.sources.borrow().get(&key).cloned()) {
+            None => self.follow(control),
+            Some(source) => {
+                let mut engine = source.engine.borrow_mut();
+                engine.unsubscribe(kind, name);
+                engine.subscribe(kind, name, None, Instant::now());
+                drop(engine);
+                source.changed.notify_one();
+            }
         }
     }
 
@@ -276,6 +319,12 @@ impl Xds {
                 secret_prefix(name)
             }
             ResourceType::ExtensionConfig => control.store.borrow().stat_prefix_of_extension(name),
+            ResourceType::VirtualHost => {
+                let prefix = control.store.borrow().stat_prefix_of_virtual_host(name);
+                let mut all = self.virtual_host_stats.borrow_mut();
+                all.entry(prefix.clone()).or_insert_with(|| control.registry.attach(&prefix));
+                prefix
+            }
             other => format!("xds.{other:?}"),
         };
         self.subscription_stats
@@ -391,7 +440,9 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
                 stats.identifier.set(&update.control_plane);
             }
             control.xds.answered.borrow_mut().insert(kind);
+            control.store.borrow_mut().knows_virtual_hosts |= kind == ResourceType::VirtualHost;
             control.settle();
+            control.on_demand.updated(control, &update);
         }
         Event::Rejected { resource_type, message, .. } => {
             tracing::warn!(target: "config", "{} update rejected: {message}", resource_type.noun());
@@ -436,7 +487,10 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
                     }
                     control.store.borrow_mut().fetch_timed_out(resource_type, &name);
                 }
-                None => drop(control.xds.answered.borrow_mut().insert(resource_type)),
+                None => {
+                    control.store.borrow_mut().knows_virtual_hosts |= resource_type == ResourceType::VirtualHost;
+                    control.xds.answered.borrow_mut().insert(resource_type);
+                }
             }
             control.settle();
         }
@@ -507,8 +561,16 @@ fn apply(control: &Rc<Control>, source: &Source, update: &Update) -> Vec<Refused
     };
     if kind == ResourceType::ExtensionConfig {
         names.extend(update.removed.iter().map(String::as_str));
-        reloaded.extend(dropped);
+        reloaded.extend(&dropped);
         extensions::count(control, &names, &reloaded, &refused);
+    }
+    if kind == ResourceType::VirtualHost
+        && let Some(name) = reloaded.iter().chain(&dropped).next()
+    {
+        let prefix = control.store.borrow().stat_prefix_of_virtual_host(name);
+        if let Some(stats) = control.xds.virtual_host_stats.borrow().get(&prefix) {
+            stats.config_reload.inc();
+        }
     }
     for name in names {
         let stats = control.xds.stats(control, kind, name);

@@ -7,6 +7,7 @@ use super::{
     Snapshot,
     extensions::Extensions,
     secrets::{SecretStore, Updated},
+    virtual_hosts::VirtualHosts,
 };
 use crate::{
     base::RuntimeSnapshot,
@@ -64,6 +65,10 @@ pub struct Store {
     /// Those of them that still wait for their hosts.
     without_hosts: BTreeSet<String>,
     pub secrets: SecretStore,
+    /// Virtual hosts that were discovered.
+    pub(super) virtual_hosts: VirtualHosts,
+    /// It was heard of virtual hosts, or waited for long enough.
+    pub knows_virtual_hosts: bool,
     /// Configurations of filters that are discovered.
     pub extensions: Extensions,
     /// Contexts that were built anew because of secrets, since the last time that they were counted.
@@ -116,6 +121,8 @@ impl Store {
             warming_clusters: BTreeMap::new(),
             without_hosts: BTreeSet::new(),
             secrets: SecretStore::default(),
+            virtual_hosts: VirtualHosts::new(),
+            knows_virtual_hosts: false,
             extensions: Extensions::default(),
             updated_contexts: Vec::new(),
             refused_clusters: BTreeSet::new(),
@@ -403,7 +410,9 @@ impl Store {
         let warming: Vec<String> = self.warming_clusters.keys().cloned().collect();
         warming.iter().for_each(|name| self.settle_cluster(name));
         let has = |name: &String| {
-            self.tables.contains_key(name) || self.timed_out.contains(&(ResourceType::RouteConfiguration, name.clone()))
+            let is_whole = |entry: &Entry<RouteTable>| entry.value.vhds.is_none() || self.knows_virtual_hosts;
+            self.tables.get(name).is_some_and(is_whole)
+                || self.timed_out.contains(&(ResourceType::RouteConfiguration, name.clone()))
         };
         let has_secrets = |listener: &Listener| {
             let chains = listener.chains.iter().chain(&listener.default_chain);
@@ -444,6 +453,7 @@ impl Store {
             ResourceType::Endpoint => self.set_assignment(bytes),
             ResourceType::RouteConfiguration => self.set_routes(bytes, origin),
             ResourceType::ExtensionConfig => self.set_extension(bytes, &origin),
+            ResourceType::VirtualHost => self.set_virtual_host(name, bytes),
             _ => Err(vec![Problem::new("", format!("a {} over xDS is not supported", kind.noun()))]),
         }?;
         self.failures.remove(&(kind, name.to_owned()));
@@ -459,6 +469,7 @@ impl Store {
             }
             ResourceType::RouteConfiguration => self.tables.contains_key(name),
             ResourceType::ExtensionConfig => self.extensions.known.contains_key(name),
+            ResourceType::VirtualHost => self.virtual_hosts.contains_key(name),
             _ => false,
         }
     }
@@ -470,6 +481,7 @@ impl Store {
             ResourceType::Cluster => self.remove_cluster(name),
             ResourceType::Listener => self.remove_listener(name),
             ResourceType::ExtensionConfig => self.drop_extension(name),
+            ResourceType::VirtualHost => self.remove_virtual_host(name),
             _ => {}
         }
     }
@@ -529,9 +541,7 @@ impl Store {
 
     /// Adds or replaces a route configuration of RDS. True if something changed.
     pub fn set_routes(&mut self, bytes: &[u8], origin: Origin) -> Result<bool, Vec<Problem>> {
-        let (proto, mut cx) = self.read(bytes)?;
-        let read = config::route::RouteConfiguration::from_proto(proto, &mut cx);
-        let (config, _) = cx.finish(read)?;
+        let config = self.read_routes(bytes, &self.virtual_hosts)?;
         if self.tables.get(&config.name).is_some_and(|entry| entry.bytes == bytes) {
             return Ok(false);
         }

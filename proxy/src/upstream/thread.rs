@@ -174,6 +174,11 @@ impl Upstreams {
         self.get(id)
     }
 
+    /// The name of a cluster, whether or not it is there.
+    pub fn name(&self, id: ClusterId) -> String {
+        self.names.borrow().name(id).to_owned()
+    }
+
     /// All clusters, in the order of their numbers.
     pub fn clusters(&self) -> Vec<Rc<ThreadCluster>> {
         self.clusters.borrow().iter().flatten().cloned().collect()

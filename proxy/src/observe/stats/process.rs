@@ -104,6 +104,14 @@ crate::stats! {
 }
 
 crate::stats! {
+    /// `http.PREFIX.rds.vhds.ROUTES.*`, beside its subscription's.
+    pub struct VirtualHostStats {
+        counter config_reload,
+        counter update_empty,
+    }
+}
+
+crate::stats! {
     /// `sds.NAME.*`, beside its subscription's.
     pub struct SecretStats {
         counter key_rotation_failed,
