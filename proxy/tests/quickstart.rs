@@ -289,6 +289,78 @@ fn edits_good_and_bad_under_load() {
     assert!(mesh.is_gone());
 }
 
+/// What the files' comments tell to try.
+#[test]
+fn policies_act_as_the_files_say() {
+    let mesh = Mesh::start("policies");
+    let stat = |name: &str| {
+        let page = get(mesh.port + 1, &format!("/stats?filter=^{name}$")).unwrap();
+        page.trim().rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or_default()
+    };
+    let failures = |path: &str| (0..20).filter(|_| get(mesh.port, path).is_err()).count();
+    let taken_over = |what: &str| until("the edit is in use", || mesh.get("/") == what, || mesh.said());
+
+    // A retry that saves requests.
+    assert_eq!(failures("/flaky"), 10);
+    let flaky = "{path: /flaky}\n      # It fails every other time. With a retry nobody notices: ";
+    let retry = "{cluster: service-a, retry_policy: {retry_on: 5xx, num_retries: 2}}\n      route: ";
+    mesh.edit(
+        "gateway/routes.yaml",
+        &format!("{flaky}{retry}{{cluster: service-a}}"),
+        &format!("{{path: /flaky}}\n      route: {}", retry.trim_end_matches("\n      route: ")),
+    );
+    until("the retry is in use", || failures("/flaky") == 0, || mesh.said());
+    assert!(stat("cluster.service-a.upstream_rq_retry_success") >= 20);
+
+    // A breaker that opens: of two at the same time one is refused.
+    mesh.edit("gateway/clusters.yaml", "{max_requests: 1024}", "{max_requests: 1}");
+    let port = mesh.port;
+    let both = || {
+        let other = thread::spawn(move || get(port, "/slow"));
+        [get(port, "/slow"), other.join().unwrap()]
+    };
+    until("the breaker opens", || both().iter().any(Result::is_err), || mesh.said());
+    assert!(stat("cluster.service-a.upstream_rq_active_overflow") >= 1);
+    mesh.edit("gateway/clusters.yaml", "{max_requests: 1}", "{max_requests: 1024}");
+
+    // A host that is left out while it fails, and comes back.
+    let host =
+        |b: u16| format!("- endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {b}}}}}}}\n");
+    let b = host(mesh.port + 20);
+    mesh.edit("endpoints.yaml", &format!("    # {b}"), &format!("    {b}"));
+    let of_both = || (0..20).map(|_| mesh.get("/")).collect::<std::collections::BTreeSet<_>>();
+    until("both take part", || of_both().len() == 2, || mesh.said());
+    get(mesh.port + 23, "/break").unwrap();
+    until("it is left out", || failures("/") == 0, || mesh.said());
+    assert_eq!(stat("cluster.service-a.outlier_detection.ejections_active"), 1);
+    assert_eq!(of_both().len(), 1);
+    get(mesh.port + 23, "/mend").unwrap();
+    until("it comes back", || of_both().len() == 2, || mesh.said());
+    mesh.edit("endpoints.yaml", &format!("    {b}"), &format!("    # {b}"));
+
+    // One that takes over.
+    let comment = format!("  # - priority: 1\n  #   lb_endpoints:\n  #   {b}");
+    mesh.edit("endpoints.yaml", &comment, &format!("  - priority: 1\n    lb_endpoints:\n    {b}"));
+    mesh.wait_for("endpoints.yaml: taken");
+    taken_over(TO_A);
+    let a = host(mesh.port + 10);
+    let unhealthy = a.replacen("- endpoint", "- health_status: UNHEALTHY\n      endpoint", 1);
+    mesh.edit("endpoints.yaml", &a, &unhealthy);
+    taken_over(TO_B);
+    mesh.edit("endpoints.yaml", &unhealthy, &a);
+    taken_over(TO_A);
+
+    // Requests that are shared with a canary.
+    let shared = "{weighted_clusters: {clusters: [{name: service-a, weight: 90}, {name: service-b, weight: 10}]}}\n      route: ";
+    let to = "      # Try: service-b. Or share the requests: ";
+    mesh.edit(
+        "gateway/routes.yaml",
+        &format!("{to}{shared}{{cluster: service-a}}"),
+        &format!("      route: {}", shared.trim_end_matches("\n      route: ")),
+    );
+    until("both clusters get requests", || of_both().len() == 2, || mesh.said());
+}
+
 #[test]
 fn nothing_outlives_it_and_a_taken_port_is_named() {
     let mut mesh = Mesh::start("end");

@@ -37,8 +37,9 @@ async fn is_ready(admin: &str) -> bool {
 
 fn text(dir: &Path, ports: &Ports) -> String {
     let dir = dir.display();
-    let [gateway, admin, a, b, a_inbound] =
-        ["gateway", "gateway-admin", "sidecar-a-admin", "sidecar-b-admin", "a-inbound"].map(|name| ports.of(name));
+    let [gateway, admin, a, b, a_inbound, b_service] =
+        ["gateway", "gateway-admin", "sidecar-a-admin", "sidecar-b-admin", "a-inbound", "b-service"]
+            .map(|name| ports.of(name));
     format!(
         "\
 The mesh is up: a gateway, two services with a sidecar each, and their control plane.
@@ -55,6 +56,13 @@ Change it while it runs:
 
 A change is in use as soon as it is saved. A mistake is refused and said here, and nothing breaks: misspell a field, or
 write a regular expression that is none, as  match: {{safe_regex: {{regex: \"(\"}}}}  .
+
+When things fail:
+
+  curl localhost:{gateway}/flaky     fails every other time, until its route gets the retry that stands beside it
+  curl localhost:{gateway}/slow      takes a second; gateway/clusters.yaml says how many may at once
+  curl localhost:{b_service}/break     breaks service b until /mend: as a second host of service-a in endpoints.yaml it is left out
+                              after three failures (http://localhost:{admin}/clusters), and comes back
 
 Between each other the proxies speak mTLS: the control plane issues them SPIFFE identities, spiffe://quickstart.local/NODE,
 and new certificates every five minutes, without a lost request.

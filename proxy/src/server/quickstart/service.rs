@@ -1,4 +1,7 @@
 //! A service of the mesh: answers with the way that the request took, and may call another service through its sidecar.
+//!
+//! It has weaknesses to try policies on: `/flaky` fails every other time, `/slow` takes a second, and whoever asks it past the
+//! mesh can break and mend it.
 
 use super::say;
 use bytes::Bytes;
@@ -6,11 +9,20 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::{body::Incoming, client, server, service::service_fn};
 use hyper_util::rt::TokioIo;
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Every proxy and service on the way adds its name.
 const PATH: &str = "x-path";
+/// What `/slow` takes.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// One service.
 pub struct Service {
@@ -24,6 +36,10 @@ struct Facts {
     outbound: String,
     /// The service that `/chain` goes on to.
     next: Option<&'static str>,
+    /// Every answer is an error.
+    is_broken: AtomicBool,
+    /// Requests for `/flaky`.
+    flaky: AtomicU32,
 }
 
 impl Service {
@@ -35,7 +51,16 @@ impl Service {
         next: Option<&'static str>,
     ) -> Result<Self, String> {
         let listener = TcpListener::bind(address).await.map_err(|e| format!("{name} at {address}: {e}"))?;
-        Ok(Self { listener, facts: Arc::new(Facts { name, outbound: outbound.to_owned(), next }) })
+        Ok(Self {
+            listener,
+            facts: Arc::new(Facts {
+                name,
+                outbound: outbound.to_owned(),
+                next,
+                is_broken: AtomicBool::new(false),
+                flaky: AtomicU32::new(0),
+            }),
+        })
     }
 
     /// Serves for ever.
@@ -65,19 +90,39 @@ impl Service {
 
 impl Facts {
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        let way = self.way(request.headers());
-        let answer = match self.next.filter(|_| request.uri().path().starts_with("/chain")) {
-            Some(next) => match self.call(next, request, &way).await {
-                Ok(answer) => answer,
-                Err(error) => (StatusCode::BAD_GATEWAY, format!("{way} -> {next}? {error}\n").into()),
-            },
-            None => (StatusCode::OK, format!("{way}\n").into()),
-        };
-        let (status, body) = answer;
+        let (status, body) = self.status_and_body(request).await;
         let mut response = Response::new(Full::new(body));
         *response.status_mut() = status;
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         response
+    }
+
+    async fn status_and_body(&self, request: &Request<Incoming>) -> (StatusCode, Bytes) {
+        let way = self.way(request.headers());
+        let is_direct = !request.headers().contains_key(PATH);
+        let answer = |status, what: &str| (status, format!("{way}{what}\n").into());
+        match request.uri().path() {
+            path @ ("/break" | "/mend") if is_direct => {
+                self.is_broken.store(path == "/break", Relaxed);
+                answer(StatusCode::OK, if path == "/break" { ": broken" } else { ": mended" })
+            }
+            _ if self.is_broken.load(Relaxed) => answer(StatusCode::SERVICE_UNAVAILABLE, ": broken"),
+            "/flaky" if self.flaky.fetch_add(1, Relaxed) % 2 == 0 => {
+                answer(StatusCode::SERVICE_UNAVAILABLE, ": try again")
+            }
+            path => {
+                if path == "/slow" {
+                    tokio::time::sleep(SLOW).await;
+                }
+                match self.next.filter(|_| path.starts_with("/chain")) {
+                    Some(next) => match self.call(next, request, &way).await {
+                        Ok(answer) => answer,
+                        Err(error) => (StatusCode::BAD_GATEWAY, format!("{way} -> {next}? {error}\n").into()),
+                    },
+                    None => answer(StatusCode::OK, ""),
+                }
+            }
+        }
     }
 
     /// The way up to here.
