@@ -16,6 +16,7 @@ use crate::{
     header_matcher::HeaderMatcher,
     header_value::HeaderChanges,
     metadata::{self, Metadata},
+    rate_limit::{self, RateLimit},
 };
 use http::HeaderName;
 use prost::Message as _;
@@ -65,6 +66,7 @@ pub struct VirtualHost {
     pub routes: Vec<Route>,
     pub require_tls: RequireTls,
     pub virtual_clusters: Vec<VirtualCluster>,
+    pub rate_limits: Vec<RateLimit>,
     pub headers: HeaderChanges,
     pub per_filter: PerFilterConfigs,
     pub include_request_attempt_count: bool,
@@ -261,7 +263,6 @@ impl VirtualHost {
             route_specifiers,
         } = p;
         cx.unsupported_if("matcher", matcher.is_some());
-        cx.unsupported_if("rate_limits", !rate_limits.is_empty());
         cx.unsupported_if("cors", cors.is_some());
         cx.unsupported_if("retry_policy_typed_config", retry_policy_typed_config.is_some());
         cx.unsupported_if("route_specifiers", !route_specifiers.is_empty());
@@ -280,6 +281,7 @@ impl VirtualHost {
             domains: domains.into_iter().map(|domain| domain.to_ascii_lowercase()).collect(),
             routes: cx.elements("routes", routes, |cx, p| Route::from_proto(p, &inherited, cx)),
             require_tls: cx.enumeration("require_tls", require_tls),
+            rate_limits: rate_limit::limits(rate_limits, rate_limit::Place::Route, cx),
             virtual_clusters: cx.elements("virtual_clusters", virtual_clusters, |cx, p| {
                 let pb::VirtualCluster { headers, name } = p;
                 if headers.is_empty() {

@@ -12,6 +12,7 @@ pub mod response_flag;
 pub mod runtime;
 pub mod timer;
 pub mod tls;
+pub mod token_bucket;
 
 pub use address::Address;
 pub use certificate::Certificate;

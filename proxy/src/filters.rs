@@ -12,7 +12,9 @@ use weft_control_api::Any;
 
 pub mod header_to_metadata;
 pub mod health_check;
+pub mod local_ratelimit;
 pub mod on_demand;
+pub mod ratelimit;
 pub mod rbac;
 pub mod router;
 pub mod set_metadata;
@@ -162,7 +164,9 @@ pub struct FilterFactory {
 pub const TABLE: &[FilterFactory] = &[
     header_to_metadata::FACTORY,
     health_check::FACTORY,
+    local_ratelimit::FACTORY,
     on_demand::FACTORY,
+    ratelimit::FACTORY,
     rbac::FACTORY,
     router::FACTORY,
     set_metadata::FACTORY,

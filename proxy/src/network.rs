@@ -7,13 +7,15 @@ pub mod direct_response;
 pub mod discovered;
 pub mod echo;
 pub mod http_connection_manager;
+pub mod local_ratelimit;
+pub mod ratelimit;
 pub mod rbac;
 pub mod sni_cluster;
 pub mod tcp_proxy;
 
 use crate::{
     base::{ConnectionInfo, Drain},
-    http::{Thread, scopes::ScopeSeat, thread::RouteSlot},
+    http::{Thread, thread::RouteSlot},
     observe::{
         StreamInfo,
         access_log::LogWriter,
@@ -30,7 +32,7 @@ use std::{
     future::Future,
     pin::Pin,
     rc::Rc,
-    sync::{Arc, Weak},
+    sync::Arc,
 };
 use weft_config::{
     Context, config_source::ConfigSource, extension_config::FilterConfig, listener::NetworkFilter as Config,
@@ -93,15 +95,11 @@ pub struct WantedRoutes {
 }
 
 /// Slots of route configurations by name, given once and kept.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct RouteSlots {
     slots: HashMap<String, WantedRoutes>,
     /// Those that were asked for since [`RouteSlots::take_wanted`].
     wanted: Vec<String>,
-    /// Connection managers' scopes, for as long as they live.
-    scoped: Vec<Weak<ScopeSeat>>,
-    /// Those that were added since [`RouteSlots::take_scoped`].
-    new_scoped: Vec<Arc<ScopeSeat>>,
 }
 
 impl RouteSlots {
@@ -116,23 +114,6 @@ impl RouteSlots {
     /// The names asked for since the last call: what one listener refers to.
     pub fn take_wanted(&mut self) -> Vec<String> {
         std::mem::take(&mut self.wanted)
-    }
-
-    /// A connection manager with scopes.
-    pub fn add_scoped(&mut self, seat: &Arc<ScopeSeat>) {
-        self.scoped.retain(|seat| seat.strong_count() > 0);
-        self.scoped.push(Arc::downgrade(seat));
-        self.new_scoped.push(seat.clone());
-    }
-
-    /// The scopes added since the last call: those of one chain.
-    pub fn take_scoped(&mut self) -> Vec<Arc<ScopeSeat>> {
-        std::mem::take(&mut self.new_scoped)
-    }
-
-    /// All scopes that are in use.
-    pub fn scoped(&self) -> Vec<Arc<ScopeSeat>> {
-        self.scoped.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Names that were asked for, besides those since [`RouteSlots::take_wanted`].
@@ -371,6 +352,16 @@ const TABLE: &[Factory] = &[
         name: "envoy.filters.network.sni_cluster",
         type_name: sni_cluster::TYPE,
         compile: Compile::Gate(sni_cluster::compile),
+    },
+    Factory {
+        name: "envoy.filters.network.local_ratelimit",
+        type_name: local_ratelimit::TYPE,
+        compile: Compile::Gate(local_ratelimit::compile),
+    },
+    Factory {
+        name: "envoy.filters.network.ratelimit",
+        type_name: ratelimit::TYPE,
+        compile: Compile::Gate(ratelimit::compile),
     },
     Factory { name: "envoy.filters.network.rbac", type_name: rbac::TYPE, compile: Compile::Gate(rbac::compile) },
     Factory { name: "envoy.filters.network.echo", type_name: echo::TYPE, compile: Compile::Terminal(echo::compile) },

@@ -6,11 +6,13 @@ mod action;
 mod index;
 mod matched;
 mod per_filter;
+mod rate_limit;
 mod redirect;
 mod table;
 
 pub use action::{Action, Cluster, DirectResponse, Forward, Mirror, Weighted};
 pub use matched::MatchedRoute;
 pub use per_filter::{RouteFilter, RouteFilters};
+pub use rate_limit::{Descriptor, DescriptorFacts, Descriptors, RateLimits, Which};
 pub use redirect::Redirect;
 pub use table::{MatchContext, Route, RouteOutcome, RouteTable, VirtualHost, cookie, header_matches, shared_metadata};

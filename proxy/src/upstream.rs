@@ -24,6 +24,7 @@ pub mod outlier;
 mod override_host;
 mod pool;
 pub mod probe;
+pub mod rate_limit_call;
 mod raw_stream;
 mod server_names;
 mod shared;

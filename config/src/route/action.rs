@@ -7,6 +7,7 @@ use crate::{
     header_value::{HeaderChanges, HeaderKey, HeaderMutation},
     metadata::{self, Metadata},
     percent::RuntimeFractionalPercent,
+    rate_limit::{self, RateLimit},
     regex_rewrite::RegexRewrite,
     substitution_format::SubstitutionFormatString,
     uri_template::UriTemplateRewrite,
@@ -38,6 +39,9 @@ pub struct RouteAction {
     pub hedge_on_per_try_timeout: bool,
     pub mirrors: Vec<MirrorPolicy>,
     pub priority: Priority,
+    pub rate_limits: Vec<RateLimit>,
+    /// The virtual host's limits hold too.
+    pub include_vh_rate_limits: bool,
     pub hash_policies: Vec<HashPolicy>,
     pub max_grpc_timeout: Option<Duration>,
     pub grpc_timeout_offset: Option<Duration>,
@@ -237,8 +241,6 @@ impl RouteAction {
         } = p;
         cx.unsupported_if("early_data_policy", early_data_policy.is_some());
         cx.unsupported_if("retry_policy_typed_config", retry_policy_typed_config.is_some());
-        cx.unsupported_if("rate_limits", !rate_limits.is_empty());
-        cx.unsupported_if("include_vh_rate_limits", include_vh_rate_limits.is_some());
         cx.unsupported_if("cors", cors.is_some());
         cx.unsupported_if("internal_redirect_action", internal_redirect_action != 0);
         cx.unsupported_if("max_internal_redirects", max_internal_redirects.is_some());
@@ -336,6 +338,8 @@ impl RouteAction {
                 .map_or(inherited.hedge_on_per_try_timeout, |p| hedge_on_per_try_timeout(p, cx)),
             mirrors: if mirrors.is_empty() { inherited.mirrors.clone() } else { mirrors },
             priority: cx.enumeration("priority", priority),
+            rate_limits: rate_limit::limits(rate_limits, rate_limit::Place::Route, cx),
+            include_vh_rate_limits: include_vh_rate_limits.unwrap_or(false),
             hash_policies: cx.elements("hash_policy", hash_policy, |cx, p| HashPolicy::from_proto(p, cx)),
             max_grpc_timeout: cx.duration("max_grpc_timeout", max_grpc_timeout),
             grpc_timeout_offset: cx.duration("grpc_timeout_offset", grpc_timeout_offset),

@@ -5,7 +5,6 @@ use super::{
     connection_manager::{ConnectionManager, Routes},
     filter_chain::ActiveFilters,
     h1::CodecStats,
-    scopes::ScopeRoutes,
     service::Responder,
     stats::{ConnectionManagerStats, ListenerHttpStats},
     stream,
@@ -13,11 +12,12 @@ use super::{
 };
 use crate::{
     base::{ConnectionInfo, Drain, Timer, clock},
+    filters::local_ratelimit::Limiter,
     observe::{StreamInfo, stream_info::Metadata},
     route::RouteTable,
 };
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     future::Future,
     rc::Rc,
     sync::Arc,
@@ -42,6 +42,8 @@ pub struct HttpConnection {
     pub dynamic_metadata: Metadata,
     /// Streams that have not ended.
     pub active: Cell<u32>,
+    /// Its own buckets, where local rate limits are by connection.
+    pub limiter: OnceCell<Rc<Limiter>>,
     told_of_drain: Cell<bool>,
     /// Timers of streams that have ended.
     timers: RefCell<Vec<Timer>>,
@@ -87,29 +89,17 @@ impl HttpConnection {
             drain: Drain::new(),
             dynamic_metadata,
             active: Cell::new(0),
+            limiter: OnceCell::new(),
             told_of_drain: Cell::new(false),
             timers: RefCell::default(),
         })
     }
 
     /// The route table of this moment; a stream keeps the one that it began with.
-    pub fn route_table(&self, head: &RequestHead) -> Option<Arc<RouteTable>> {
+    pub fn route_table(&self) -> Option<Arc<RouteTable>> {
         match &self.manager.routes {
             Routes::Inline(table) => Some(table.clone()),
             Routes::Rds(slot) => self.thread.route_table(*slot),
-            Routes::Scoped(seat) => match seat.find(head)? {
-                ScopeRoutes::Inline(table) => Some(table),
-                ScopeRoutes::Rds { slot, .. } => self.thread.route_table(slot),
-            },
-        }
-    }
-
-    /// The name of the route configuration of a request's scope, if it has to be asked for.
-    pub fn routes_on_demand(&self, head: &RequestHead) -> Option<Arc<str>> {
-        let Routes::Scoped(seat) = &self.manager.routes else { return None };
-        match seat.find(head)? {
-            ScopeRoutes::Rds { on_demand, .. } => on_demand,
-            ScopeRoutes::Inline(_) => None,
         }
     }
 

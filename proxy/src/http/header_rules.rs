@@ -61,6 +61,11 @@ impl HeaderRules {
         }
     }
 
+    /// Additions to requests only.
+    pub fn request_additions(name: &str, options: &[HeaderValueOption], cx: &mut Context) -> Self {
+        Self { request: Side { remove: Vec::new(), add: additions(name, options, cx) }, response: Side::default() }
+    }
+
     /// Additions to responses only.
     pub fn response_additions(name: &str, options: &[HeaderValueOption], cx: &mut Context) -> Self {
         Self { request: Side::default(), response: Side { remove: Vec::new(), add: additions(name, options, cx) } }

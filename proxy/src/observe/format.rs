@@ -121,6 +121,11 @@ impl Format {
         }
     }
 
+    /// True if it is one operator and nothing else.
+    pub fn is_operator(&self) -> bool {
+        matches!(&self.root, Root::Text(Template(parts)) if matches!(&parts[..], [Part::Operator(_)]))
+    }
+
     /// The text as a header's value.
     pub fn header_value(&self, facts: &Facts<'_>) -> String {
         match &self.root {

@@ -1,6 +1,6 @@
 //! What a matched route does, with cluster names turned into numbers.
 
-use super::{Redirect, RouteFilters};
+use super::{RateLimits, Redirect, RouteFilters};
 use crate::{
     base::RuntimeSnapshot,
     http::{
@@ -38,6 +38,7 @@ pub struct Forward {
     /// What hosts' metadata must have; weighted clusters have their own.
     pub metadata_match: Option<MetadataMatch>,
     pub include_is_timeout_retry: bool,
+    pub rate_limits: RateLimits,
     /// Make the new host and path, where formats do.
     pub(super) host_format: Option<Format>,
     pub(super) path_format: Option<Format>,
@@ -103,6 +104,7 @@ impl Compiler<'_> {
                     mirrors: action.mirrors.iter().map(|mirror| self.mirror(mirror, cx)).collect(),
                     include_attempt_count: self.host.include_request_attempt_count,
                     include_is_timeout_retry: self.host.include_is_timeout_retry_header,
+                    rate_limits: RateLimits::compile(&action.rate_limits, cx),
                     host_format: match &action.host_rewrite {
                         config::HostRewrite::Format(text) => {
                             cx.field("host_rewrite", |cx| Format::compile_log_text(text, cx))

@@ -1,6 +1,6 @@
 //! Which route a request takes: its virtual host by domain, then the first route whose conditions all hold.
 
-use super::{Action, MatchedRoute, RouteFilters, action::Compiler, index::PathIndex};
+use super::{Action, MatchedRoute, RateLimits, RouteFilters, action::Compiler, index::PathIndex};
 use crate::{
     base::RuntimeSnapshot,
     http::{
@@ -56,6 +56,7 @@ pub struct VirtualHost {
     pub include_attempt_count: bool,
     pub include_attempt_count_in_response: bool,
     virtual_clusters: Vec<(Arc<str>, Vec<HeaderMatcher>)>,
+    pub rate_limits: RateLimits,
 }
 
 /// A compiled route.
@@ -249,6 +250,7 @@ impl VirtualHost {
             rules: HeaderRules::compile(&config.headers, cx),
             per_filter: RouteFilters::compile(&config.per_filter, cx),
             metadata: shared_metadata(&config.metadata),
+            rate_limits: RateLimits::compile(&config.rate_limits, cx),
             include_attempt_count: config.include_request_attempt_count,
             include_attempt_count_in_response: config.include_attempt_count_in_response,
             virtual_clusters: config

@@ -12,7 +12,7 @@ use crate::{
     base::StreamError,
     http::{
         Protocol, RequestHead, grpc,
-        header_names::{ENVOY_INTERNAL, FORWARDED_FOR},
+        header_names::{ENVOY_EXPECTED_RQ_TIMEOUT_MS, ENVOY_INTERNAL, FORWARDED_FOR},
     },
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -133,6 +133,9 @@ fn head(service: &GrpcService, local: IpAddr, path: &'static str, timeout: Durat
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     if !timeout.is_zero() {
         grpc::set_timeout(headers, timeout);
+    }
+    if !timeout.is_zero() {
+        headers.insert(ENVOY_EXPECTED_RQ_TIMEOUT_MS, (timeout.as_millis() as u64).into());
     }
     if !service.skip_envoy_headers {
         headers.insert(ENVOY_INTERNAL, HeaderValue::from_static("true"));
