@@ -10,14 +10,16 @@ mod file;
 mod grpc;
 mod interest;
 mod listen;
+mod rate_limit;
 mod session;
 mod snapshot;
 mod watch;
 
 pub use cache::{Event, SnapshotCache};
 pub use directory::{Directory, Report};
-pub use grpc::serve;
+pub use grpc::{serve, serve_with_limits};
 pub use listen::Listener;
+pub use rate_limit::{RateLimitService, RateLimits, Read, RedisAddress, feed_limits};
 pub use session::{Service, Session};
 pub use snapshot::{Resource, Resources, Snapshot};
 

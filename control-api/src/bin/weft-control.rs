@@ -3,7 +3,10 @@
 use clap::Parser;
 use std::{fmt, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::signal::unix::{SignalKind, signal};
-use weft_control_api::server::{Directory, Event, Listener, Report, SnapshotCache, serve};
+use weft_control_api::server::{
+    Directory, Event, Listener, RateLimitService, Read, RedisAddress, Report, SnapshotCache, feed_limits,
+    serve_with_limits,
+};
 
 /// Serves a directory of YAML and JSON resources over xDS: ADS and each discovery service by itself, state of the world
 /// and delta. The directory is watched; a change reaches clients at once.
@@ -23,13 +26,34 @@ use weft_control_api::server::{Directory, Event, Listener, Report, SnapshotCache
 ///     domains: ["*"]
 ///     routes: [{match: {prefix: /}, direct_response: {status: 200}}]
 ///
+/// With --rate-limits it is a rate limit service too (envoy.service.ratelimit.v3), for Weft's and Envoy's ratelimit filters.
+/// PLACE is a YAML file, or a directory of such files, each a domain with its limits, as envoyproxy/ratelimit reads them:
+///
+///   domain: shop
+///   descriptors:
+///   - {key: remote_address, rate_limit: {unit: minute, requests_per_unit: 100}}
+///   - key: plan
+///     value: free
+///     descriptors:
+///     - {key: user, rate_limit: {unit: hour, requests_per_unit: 50}}
+///
+/// Also known: unlimited, name and replaces within rate_limit, shadow_mode beside it, and values that end with *. Counts are
+/// kept in this process, or with --redis in a Redis that several instances share; while that cannot be asked, questions are
+/// answered with an error, and the filter's failure mode decides.
+///
 /// Whoever can connect can read everything: listen where only your proxies are.
 #[derive(Parser)]
 #[command(name = "weft-control", version, verbatim_doc_comment)]
 struct Options {
-    /// The directory of resources.
-    #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
+    /// The directory of resources; may be left out beside --rate-limits.
+    #[arg(long, value_name = "DIR", required_unless_present = "rate_limits")]
+    dir: Option<PathBuf>,
+    /// Serve rate limits, those of this YAML file or directory.
+    #[arg(long, value_name = "PLACE")]
+    rate_limits: Option<PathBuf>,
+    /// Count in this Redis: redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE].
+    #[arg(long, value_name = "URL", requires = "rate_limits", env = "WEFT_CONTROL_REDIS", hide_env_values = true)]
+    redis: Option<String>,
     /// Where clients connect to: HOST:PORT, or unix:PATH.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:18000")]
     listen: String,
@@ -51,20 +75,38 @@ fn main() -> ExitCode {
 }
 
 async fn run(options: Options) -> Result<(), String> {
-    let dir = options.dir.display().to_string();
     let verbose = options.verbose;
     let cache = SnapshotCache::new(SnapshotCache::by_id_and_cluster).with_events(move |event| report(&event, verbose));
     let cache = Arc::new(cache);
     let listener =
         Listener::bind(&options.listen).await.map_err(|e| format!("cannot listen at {}: {e}", options.listen))?;
     let address = listener.address();
-    let mut first = true;
-    let feed = Directory::new(options.dir).feed(&cache, |read| {
-        tell(read);
-        if std::mem::take(&mut first) {
-            say(&format!("serving {} resources of {dir} at {address}", read.resources));
+    let limits = match (&options.rate_limits, &options.redis) {
+        (None, _) => None,
+        (Some(_), None) => Some(RateLimitService::embedded()),
+        (Some(_), Some(url)) => {
+            let redis = RedisAddress::parse(url).map_err(|why| format!("--redis: {why}"))?;
+            Some(RateLimitService::redis(redis, |line| say(&plain(line))))
         }
-    });
+    };
+    let limits = limits.map(Arc::new);
+    let feed = async {
+        let Some(dir) = options.dir else { return std::future::pending().await };
+        let name = dir.display().to_string();
+        let mut first = true;
+        let fed = Directory::new(dir).feed(&cache, |read| {
+            tell(read);
+            if std::mem::take(&mut first) {
+                say(&format!("serving {} resources of {name} at {address}", read.resources));
+            }
+        });
+        fed.await.map_err(|e| format!("{name}: {e}"))
+    };
+    let feed_limits = async {
+        let (Some(place), Some(limits)) = (options.rate_limits, &limits) else { return std::future::pending().await };
+        let name = place.display().to_string();
+        feed_limits(place, limits, |read| tell_limits(&read, &name, &address)).await.map_err(|e| format!("{name}: {e}"))
+    };
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     let end = async move {
         tokio::select! {
@@ -73,8 +115,11 @@ async fn run(options: Options) -> Result<(), String> {
         }
     };
     tokio::select! {
-        fed = feed => fed.map_err(|e| format!("{dir}: {e}")),
-        served = serve(listener, cache.clone(), std::future::pending()) => served.map_err(|e| e.to_string()),
+        fed = feed => fed,
+        fed = feed_limits => fed,
+        served = serve_with_limits(listener, cache.clone(), limits.clone(), std::future::pending()) => {
+            served.map_err(|e| e.to_string())
+        }
         () = end => Ok(()),
     }
 }
@@ -88,6 +133,22 @@ fn tell(read: &Report) {
             say(&format!("{}:{problem}", file.display()));
         }
         say(&format!("{}: refused; what it held before, if anything, is served on", file.display()));
+    }
+}
+
+fn tell_limits(read: &Read, place: &str, address: &str) {
+    match read {
+        Read::Taken { domains, limits } => {
+            say(&format!("serving {limits} rate limits in {domains} domains of {place} at {address}"));
+        }
+        Read::Refused(files) => {
+            for (file, problems) in files {
+                for problem in problems {
+                    say(&format!("{}:{problem}", file.display()));
+                }
+            }
+            say(&format!("{place}: refused; the rate limits that held before, if any, hold on"));
+        }
     }
 }
 

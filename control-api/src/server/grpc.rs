@@ -5,6 +5,7 @@
 use super::{
     Event, SnapshotCache,
     listen::{self, Listener},
+    rate_limit::{self, RateLimitService},
     session::{Misuse, Request, Response, Service, Session},
 };
 use crate::{
@@ -54,19 +55,35 @@ pub async fn serve(
     cache: Arc<SnapshotCache>,
     until: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), tonic::transport::Error> {
+    serve_with_limits(listener, cache, None, until).await
+}
+
+/// Serves the cache, and rate limits beside it, until `until` is ready.
+///
+/// # Errors
+/// What ended the listener.
+pub async fn serve_with_limits(
+    listener: Listener,
+    cache: Arc<SnapshotCache>,
+    limits: Option<Arc<RateLimitService>>,
+    until: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), tonic::transport::Error> {
     let router = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS)
-        .add_routes(routes(&cache));
+        .add_routes(routes(&cache, limits));
     match listener {
         Listener::Tcp(tcp) => router.serve_with_incoming_shutdown(listen::tcp(tcp), until).await,
         Listener::Unix(unix) => router.serve_with_incoming_shutdown(listen::unix(unix), until).await,
     }
 }
 
-fn routes(cache: &Arc<SnapshotCache>) -> Routes {
+fn routes(cache: &Arc<SnapshotCache>, limits: Option<Arc<RateLimitService>>) -> Routes {
     let mut router = Routes::default().into_axum_router();
+    if let Some(limits) = limits {
+        router = router.route_service(rate_limit::METHOD, rate_limit::Method(limits));
+    }
     for protocol in [Protocol::StateOfTheWorld, Protocol::Delta] {
         let aggregated = Method { cache: cache.clone(), service: Service::Aggregated, protocol };
         router = router.route_service(protocol.aggregated_method(), aggregated);

@@ -32,6 +32,7 @@ pub(super) struct Watch {
     events: mpsc::UnboundedReceiver<()>,
     /// Watches for as long as it is there.
     _watcher: RecommendedWatcher,
+    mode: RecursiveMode,
     /// Which directory is watched, unless it is gone.
     watched: Option<Identity>,
 }
@@ -42,6 +43,18 @@ impl Watch {
     /// # Errors
     /// It cannot be watched.
     pub fn start(root: &Path) -> io::Result<Self> {
+        Self::with(root, RecursiveMode::Recursive)
+    }
+
+    /// Watches the directory `root`, and nothing below it.
+    ///
+    /// # Errors
+    /// It cannot be watched.
+    pub fn flat(root: &Path) -> io::Result<Self> {
+        Self::with(root, RecursiveMode::NonRecursive)
+    }
+
+    fn with(root: &Path, mode: RecursiveMode) -> io::Result<Self> {
         let (sender, events) = mpsc::unbounded_channel();
         // After an error, events may be missing: that is a reason to look as well.
         let tell = move |event: notify::Result<notify::Event>| {
@@ -51,8 +64,8 @@ impl Watch {
         };
         let watched = identity(root);
         let mut watcher = notify::recommended_watcher(tell).map_err(io::Error::other)?;
-        watcher.watch(root, RecursiveMode::Recursive).map_err(io::Error::other)?;
-        Ok(Self { events, _watcher: watcher, watched })
+        watcher.watch(root, mode).map_err(io::Error::other)?;
+        Ok(Self { events, _watcher: watcher, mode, watched })
     }
 
     /// Waits for a change in `root`, or, if it `is_lost`, for a while.
@@ -63,7 +76,7 @@ impl Watch {
             }
             let is_same = self.watched.is_some() && identity(root) == self.watched && !self.events.is_closed();
             if !is_same {
-                match Self::start(root) {
+                match Self::with(root, self.mode) {
                     Ok(other) => *self = other,
                     Err(_) => {
                         self.watched = None;
