@@ -8,6 +8,9 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+/// The file of rate limits.
+const LIMITS: &str = "limits.yaml";
+
 /// A control plane; its directory goes away with it.
 pub struct Control {
     child: Child,
@@ -29,6 +32,20 @@ impl Control {
     /// # Panics
     /// It does not start; the message holds what it said.
     pub fn start_at(listen: &str, files: &[(&str, &str)]) -> Self {
+        Self::launch(listen, files, None, None)
+    }
+
+    /// One that serves rate limits, those of this YAML text, counted in a Redis at a URL or by itself.
+    ///
+    /// # Panics
+    /// It does not start; the message holds what it said.
+    pub fn with_limits(limits: &str, redis: Option<&str>) -> Self {
+        let control = Self::launch("127.0.0.1:0", &[], Some(limits), redis);
+        control.wait_for_line(&["serving", "rate limits in"]);
+        control
+    }
+
+    fn launch(listen: &str, files: &[(&str, &str)], limits: Option<&str>, redis: Option<&str>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let root = std::env::temp_dir().join(format!("weft-control-{}-{n}", std::process::id()));
@@ -37,8 +54,15 @@ impl Control {
             write(&root.join("resources"), name, content);
         }
         let log = File::create(root.join("log")).expect("a log file");
+        if let Some(limits) = limits {
+            write(&root.join("limits"), LIMITS, limits);
+        }
         let mut command = Command::new(tools::binary("weft-control"));
         command.args(["--verbose", "--listen", listen, "--dir"]).arg(root.join("resources"));
+        if limits.is_some() {
+            command.arg("--rate-limits").arg(root.join("limits").join(LIMITS));
+        }
+        command.args(redis.iter().flat_map(|url| ["--redis", url]));
         let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("weft-control starts");
         let mut control = Self { child, root, address: String::new() };
         control.address = until("weft-control to serve", || {
@@ -65,6 +89,11 @@ impl Control {
     /// Puts a file in place, whole at once.
     pub fn write(&self, name: &str, content: &str) {
         write(&self.root.join("resources"), name, content);
+    }
+
+    /// Changes its rate limits.
+    pub fn write_limits(&self, content: &str) {
+        write(&self.root.join("limits"), LIMITS, content);
     }
 
     /// The directory of its resources.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use weft_control_api::server::Directory;
+use weft_control_api::server::{Directory, RateLimits};
 use weft_tests::{certificate_matrix::Authority, tools};
 
 fn directory() -> PathBuf {
@@ -89,4 +89,11 @@ fn envoy_takes_every_example() {
 fn resources_in_files_are_good() {
     let report = Directory::new(directory().join("files")).read().expect("it can be read");
     assert_eq!((report.refused, report.resources), (Vec::new(), 4));
+}
+
+#[test]
+fn limits_are_good() {
+    let text = fs::read_to_string(directory().join("limits/shop.yaml")).expect("it is there");
+    let mut limits = RateLimits::default();
+    assert_eq!(limits.add(&text).map(|()| limits.size()), Ok((1, 4)));
 }
