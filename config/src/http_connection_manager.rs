@@ -17,6 +17,7 @@ use crate::{
     http_protocol_options::{CommonHttpProtocolOptions, Http1ProtocolOptions, Http2ProtocolOptions},
     matching::{Matcher, Scope},
     route::RouteConfiguration,
+    scoped_routes::ScopedRoutes,
     substitution_format::SubstitutionFormatString,
 };
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -98,7 +99,12 @@ pub struct HttpConnectionManager {
 #[derive(Clone, Debug)]
 pub enum RouteSource {
     Inline(Arc<RouteConfiguration>),
-    Rds { config_source: Box<ConfigSource>, name: String },
+    Rds {
+        config_source: Box<ConfigSource>,
+        name: String,
+    },
+    /// One of several, by headers.
+    Scoped(Box<ScopedRoutes>),
 }
 
 /// One entry of `http_filters`.
@@ -279,10 +285,8 @@ impl HttpConnectionManager {
             Some(hcm::RouteSpecifier::RouteConfig(config)) => cx.field("route_config", |cx| {
                 RouteConfiguration::from_proto(config, cx).map(|c| RouteSource::Inline(Arc::new(c)))
             }),
-            Some(hcm::RouteSpecifier::ScopedRoutes(_)) => {
-                cx.problem_at("scoped_routes", "is not supported");
-                None
-            }
+            Some(hcm::RouteSpecifier::ScopedRoutes(p)) => cx
+                .field("scoped_routes", |cx| ScopedRoutes::from_proto(p, cx).map(|p| RouteSource::Scoped(Box::new(p)))),
             None => {
                 cx.problem("one of rds, route_config, scoped_routes is required");
                 None

@@ -34,6 +34,7 @@ pub mod re2;
 pub mod regex_rewrite;
 pub mod route;
 pub mod runtime;
+pub mod scoped_routes;
 pub mod string_matcher;
 pub mod substitution_format;
 pub mod tcp_proxy;

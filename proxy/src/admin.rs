@@ -20,6 +20,6 @@ mod view;
 
 pub use serve::{Admin, AdminSocket};
 pub use view::{
-    Command, ConfigDump, DynamicListener, DynamicResource, ListenerStatus, Resource, RuntimeDump, ServerInfo,
-    ServerView, State, StatsSettings, UnreadyTargets, UpdateFailure, VersionedResources,
+    Command, ConfigDump, DynamicListener, DynamicResource, ListenerStatus, Resource, RuntimeDump, ScopedRoutes,
+    ServerInfo, ServerView, State, StatsSettings, UnreadyTargets, UpdateFailure, VersionedResources,
 };

@@ -31,6 +31,7 @@ pub mod request_headers;
 pub mod request_id;
 pub mod response_headers;
 pub mod retry;
+pub mod scopes;
 pub mod service;
 pub mod shadow;
 pub mod single_headers;

@@ -15,7 +15,7 @@ pub mod tcp_proxy;
 
 use crate::{
     base::{ConnectionInfo, Drain},
-    http::{Thread, thread::RouteSlot},
+    http::{Thread, scopes::ScopeSeat, thread::RouteSlot},
     observe::{
         StreamInfo,
         access_log::LogWriter,
@@ -32,7 +32,7 @@ use std::{
     future::Future,
     pin::Pin,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 use weft_config::{
     Context, config_source::ConfigSource, extension_config::FilterConfig, listener::NetworkFilter as Config,
@@ -95,11 +95,15 @@ pub struct WantedRoutes {
 }
 
 /// Slots of route configurations by name, given once and kept.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct RouteSlots {
     slots: HashMap<String, WantedRoutes>,
     /// Those that were asked for since [`RouteSlots::take_wanted`].
     wanted: Vec<String>,
+    /// Connection managers' scopes, for as long as they live.
+    scoped: Vec<Weak<ScopeSeat>>,
+    /// Those that were added since [`RouteSlots::take_scoped`].
+    new_scoped: Vec<Arc<ScopeSeat>>,
 }
 
 impl RouteSlots {
@@ -114,6 +118,23 @@ impl RouteSlots {
     /// The names asked for since the last call: what one listener refers to.
     pub fn take_wanted(&mut self) -> Vec<String> {
         std::mem::take(&mut self.wanted)
+    }
+
+    /// A connection manager with scopes.
+    pub fn add_scoped(&mut self, seat: &Arc<ScopeSeat>) {
+        self.scoped.retain(|seat| seat.strong_count() > 0);
+        self.scoped.push(Arc::downgrade(seat));
+        self.new_scoped.push(seat.clone());
+    }
+
+    /// The scopes added since the last call: those of one chain.
+    pub fn take_scoped(&mut self) -> Vec<Arc<ScopeSeat>> {
+        std::mem::take(&mut self.new_scoped)
+    }
+
+    /// All scopes that are in use.
+    pub fn scoped(&self) -> Vec<Arc<ScopeSeat>> {
+        self.scoped.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Names that were asked for, besides those since [`RouteSlots::take_wanted`].

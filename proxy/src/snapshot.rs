@@ -1,6 +1,7 @@
 //! From accepted resources to one immutable [`Snapshot`]: what all workers see of the configuration at one moment.
 
 mod extensions;
+pub mod scopes;
 pub mod secrets;
 mod store;
 mod virtual_hosts;

@@ -1,4 +1,4 @@
-//! What is discovered after listeners, routes and clusters: configurations of filters, and what requests ask for. The real Envoy beside Weft.
+//! What is discovered after listeners, routes and clusters: configurations of filters, scopes of routes, and what requests ask for. The real Envoy beside Weft.
 
 use weft_tests::{Client, Control, Kind, Proxy, Upstream, free_port, http, tools, until};
 
@@ -349,4 +349,109 @@ fn clusters_come_when_they_are_asked_for() {
 /// An RBAC filter that lets everybody in.
 fn rbac_filter() -> String {
     format!("{{name: rbac, typed_config: {}}}", rbac(false))
+}
+
+/// A scope whose routes have a name.
+fn scope_resource(name: &str, key: &str, routes: &str, fields: &str) -> String {
+    format!(
+        "{{\"@type\": {TYPE}/envoy.config.route.v3.ScopedRouteConfiguration, name: {name}, route_configuration_name: \
+         {routes}, key: {{fragments: [{{string_key: {key}}}]}}{fields}}}\n"
+    )
+}
+
+fn routes(name: &str, text: &str) -> String {
+    format!(
+        "\"@type\": {TYPE}/envoy.config.route.v3.RouteConfiguration\nname: {name}\nvirtual_hosts: [{{name: v, domains: \
+         [\"*\"], routes: [{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: {text}}}}}}}]}}]\n"
+    )
+}
+
+#[test]
+fn scopes_say_which_routes_a_request_has() {
+    alike(|kind| {
+        let (found, inline) = (free_port(), free_port());
+        let with = |scopes: &str| {
+            let manager = manager(&rbac_filter());
+            let (before, after) = manager.split_at(manager.find("route_config: ").expect("it has one"));
+            let fragment = "{header_value_extractor: {name: x-scope, element_separator: \";\", element: {separator: \"=\", \
+                            key: s}}}";
+            format!(
+                "{before}scoped_routes: {{name: scopes, scope_key_builder: {{fragments: [{fragment}]}}, \
+                 rds_config_source: {ADS}, {scopes}}}{}",
+                &after[after.len() - 2..]
+            )
+        };
+        let srds = format!("scoped_rds: {{scoped_rds_config_source: {ADS}}}");
+        let list = format!(
+            "scoped_route_configurations_list: {{scoped_route_configurations: [{{name: i, key: {{fragments: \
+             [{{string_key: inline}}]}}, route_configuration: {{{}}}}}]}}",
+            routes("ra", "a1").trim().split_once('\n').map(|(_, rest)| rest.replace('\n', ", ")).unwrap_or_default()
+        );
+        let control = Control::start(&[
+            ("l1.yaml", &listener("l1", found, "", &with(&srds))),
+            ("l2.yaml", &listener("l2", inline, "", &with(&list))),
+            ("sa.yaml", &scope_resource("sa", "a", "ra", "")),
+            ("sb.yaml", &scope_resource("sb", "b", "rb", "")),
+            ("ra.yaml", &routes("ra", "a1")),
+            ("rb.yaml", &routes("rb", "b1")),
+            ("rc.yaml", &routes("rc", "c1")),
+        ]);
+        let proxy = Proxy::start(kind, &bootstrap("GRPC", &control, ""));
+        let ask = |port: u16, value: &str| {
+            let response = Client::connect(("127.0.0.1", port))?.get("/", &[("x-scope", value)])?;
+            Some((response.status, response.text()))
+        };
+        until("the listeners", || (ask(found, "s=a")?.1 == "a1").then_some(()));
+        until("the listeners", || (ask(inline, "s=inline")?.1 == "a1").then_some(()));
+        let keys = ["s=a", "x=1;s=a", "a", "s=", "s=b", "s=c", ""].map(|value| ask(found, value));
+        let others = ["s=a", "s=inline"].map(|value| ask(inline, value));
+        let stat = |name: &str| proxy.stat(&format!("http.http.scoped_rds.scopes.{name}"));
+        let names = ["all_scopes", "on_demand_scopes", "config_reload", "update_success", "update_rejected"];
+        let before = names.map(stat);
+        // A second scope with a key that is taken: nothing of it counts.
+        control.write("sc.yaml", &scope_resource("sc", "a", "rc", ""));
+        until("the refusal", || (stat("update_rejected") > Some(0)).then_some(()));
+        let refused = ["s=a", "s=b"].map(|value| ask(found, value));
+        control.write("sc.yaml", &scope_resource("sc", "c", "rc", ""));
+        until("the new scope", || (ask(found, "s=c")?.1 == "c1").then_some(()));
+        std::fs::remove_file(control.resources().join("sa.yaml")).expect("it is there");
+        until("the old scope to go", || (ask(found, "s=a")?.0 == 404).then_some(()));
+        control.write("sb.yaml", &scope_resource("sb", "b", "rc", ""));
+        until("the changed scope", || (ask(found, "s=b")?.1 == "c1").then_some(()));
+        let dump = proxy.page("/config_dump?resource=dynamic_scoped_route_configs");
+        let dumped = dump.matches("string_key").count();
+        (keys, others, before, refused, dumped, ["all_scopes", "on_demand_scopes"].map(stat))
+    });
+}
+
+/// Envoy 1.40 ends when a scope's routes are asked for and a scope is refused then: this is Weft alone.
+#[test]
+fn a_scopes_routes_can_wait_for_a_request() {
+    let filter = format!(
+        "{{name: envoy.filters.http.on_demand, typed_config: {{\"@type\": {TYPE}/envoy.extensions.filters.http.\
+         on_demand.v3.OnDemand}}}}"
+    );
+    let port = free_port();
+    let manager = manager(&filter);
+    let (before, after) = manager.split_at(manager.find("route_config: ").expect("it has one"));
+    let manager = format!(
+        "{before}scoped_routes: {{name: scopes, scope_key_builder: {{fragments: [{{header_value_extractor: {{name: x-scope, \
+         index: 0}}}}]}}, rds_config_source: {ADS}, scoped_rds: {{scoped_rds_config_source: {ADS}}}}}{}",
+        &after[after.len() - 2..]
+    );
+    let control = Control::start(&[
+        ("l.yaml", &listener("l", port, "", &manager)),
+        ("sa.yaml", &scope_resource("sa", "a", "ra", ", on_demand: true")),
+        ("ra.yaml", &routes("ra", "a1")),
+    ]);
+    let proxy = Proxy::start(&Kind::Weft, &bootstrap("GRPC", &control, ""));
+    until("the listener", || Client::connect(("127.0.0.1", port)));
+    assert_eq!(proxy.stat("http.http.rds.ra.update_success"), None);
+    let ask = |value: &str| {
+        let response = Client::connect(("127.0.0.1", port))?.get("/", &[("x-scope", value)])?;
+        Some((response.status, response.text()))
+    };
+    assert_eq!(ask("b").map(|answer| answer.0), Some(404));
+    assert_eq!(ask("a"), Some((200, "a1".into())));
+    assert_eq!(proxy.stat("http.http.rds.ra.update_success"), Some(1));
 }

@@ -6,7 +6,10 @@ use super::{
     clusters::{locality, shown_health},
     listeners::address,
     message::{Reply, Request, error_line},
-    view::{ConfigDump, DynamicListener, DynamicResource, Resource, ServerView, UpdateFailure, VersionedResources},
+    view::{
+        ConfigDump, DynamicListener, DynamicResource, Resource, ScopedRoutes, ServerView, UpdateFailure,
+        VersionedResources,
+    },
 };
 use crate::upstream::Cluster;
 use http::StatusCode;
@@ -22,7 +25,8 @@ use weft_control_api::{
     envoy::{
         admin::v3::{
             self as pb, clusters_config_dump as clusters, ecds_config_dump as ecds, endpoints_config_dump as endpoints,
-            listeners_config_dump as listeners, routes_config_dump as routes, secrets_config_dump as secrets,
+            listeners_config_dump as listeners, routes_config_dump as routes, scoped_routes_config_dump as scoped,
+            secrets_config_dump as secrets,
         },
         config::{
             bootstrap::v3::Bootstrap,
@@ -158,7 +162,7 @@ fn parts(view: &dyn ServerView, include_eds: bool, names: Option<&Regex>) -> Vec
     }
     out.push(listeners_part(dump.listeners_version, dump.static_listeners, dump.listeners, &named));
     if let Some(routes) = dump.routes {
-        out.push(Part::of(&pb::ScopedRoutesConfigDump::default()));
+        out.push(scoped_routes_part(&dump.scoped_routes, &named));
         out.push(routes_part(routes, &named));
     }
     out.push(secrets_part(dump.secrets, &named));
@@ -226,6 +230,29 @@ fn listeners_part(
         static_listeners: fixed.collect(),
         dynamic_listeners: dynamic.collect(),
     })
+}
+
+fn scoped_routes_part(all: &[ScopedRoutes], named: &dyn Fn(&str) -> bool) -> Part {
+    let mut dump = pb::ScopedRoutesConfigDump::default();
+    for ScopedRoutes { name, version_info, scopes, last_updated } in all.iter().filter(|routes| named(&routes.name)) {
+        let (name, last_updated) = (name.clone(), Some(timestamp(*last_updated)));
+        let scoped_route_configs = scopes.clone();
+        match version_info.clone() {
+            None => dump.inline_scoped_route_configs.push(scoped::InlineScopedRouteConfigs {
+                name,
+                scoped_route_configs,
+                last_updated,
+            }),
+            Some(version_info) => dump.dynamic_scoped_route_configs.push(scoped::DynamicScopedRouteConfigs {
+                name,
+                version_info,
+                scoped_route_configs,
+                last_updated,
+                ..scoped::DynamicScopedRouteConfigs::default()
+            }),
+        }
+    }
+    Part::of(&dump)
 }
 
 fn routes_part(resources: VersionedResources, named: &dyn Fn(&str) -> bool) -> Part {

@@ -145,9 +145,21 @@ pub struct ConfigDump {
     pub static_listeners: Vec<Resource>,
     /// `None`: no connection manager was ever configured, so Envoy has no such part.
     pub routes: Option<VersionedResources>,
+    /// Scopes of routes, one for each connection manager that has them.
+    pub scoped_routes: Vec<ScopedRoutes>,
     pub secrets: VersionedResources,
     /// HTTP filters over ECDS; empty: no such part.
     pub extension_configs: Vec<DynamicResource>,
+}
+
+/// The scopes of a connection manager.
+#[derive(Clone, Debug)]
+pub struct ScopedRoutes {
+    pub name: String,
+    /// `None`: they stand in the connection manager.
+    pub version_info: Option<String>,
+    pub scopes: Vec<Any>,
+    pub last_updated: SystemTime,
 }
 
 /// Resources of one type.

@@ -58,7 +58,7 @@ struct Filter(Arc<OnDemand>);
 
 impl HttpFilter for Filter {
     fn on_request(&mut self, stream: &mut Stream, _end: bool) -> Action {
-        let Some(route) = stream.route.clone() else { return ask_for_virtual_host(stream) };
+        let Some(route) = stream.route.clone() else { return ask_for_routes(stream) };
         let Some(clusters) = &self.0.clusters else { return Action::Continue };
         let thread = stream.connection.thread.clone();
         if route.cluster(&thread.upstreams, &stream.request).is_some() {
@@ -75,10 +75,17 @@ impl HttpFilter for Filter {
     }
 }
 
-fn ask_for_virtual_host(stream: &Stream) -> Action {
-    let Some(table) = stream.table.as_ref().filter(|table| table.vhds.is_some()) else { return Action::Continue };
-    let host = table.host_of(&stream.request.authority);
-    let wanted = Wanted::VirtualHost(table.name.to_string(), host);
+fn ask_for_routes(stream: &Stream) -> Action {
+    let wanted = match &stream.table {
+        Some(table) if table.vhds.is_some() => {
+            Wanted::VirtualHost(table.name.to_string(), table.host_of(&stream.request.authority))
+        }
+        Some(_) => return Action::Continue,
+        None => match stream.connection.routes_on_demand(&stream.request) {
+            Some(name) => Wanted::Routes(name.to_string()),
+            None => return Action::Continue,
+        },
+    };
     let waiting = stream.connection.thread.demands.ask(wanted, None);
     Action::Await(Box::pin(async move {
         let is_there = waiting.await;

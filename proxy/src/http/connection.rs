@@ -5,6 +5,7 @@ use super::{
     connection_manager::{ConnectionManager, Routes},
     filter_chain::ActiveFilters,
     h1::CodecStats,
+    scopes::ScopeRoutes,
     service::Responder,
     stats::{ConnectionManagerStats, ListenerHttpStats},
     stream,
@@ -96,10 +97,23 @@ impl HttpConnection {
     }
 
     /// The route table of this moment; a stream keeps the one that it began with.
-    pub fn route_table(&self) -> Option<Arc<RouteTable>> {
+    pub fn route_table(&self, head: &RequestHead) -> Option<Arc<RouteTable>> {
         match &self.manager.routes {
             Routes::Inline(table) => Some(table.clone()),
             Routes::Rds(slot) => self.thread.route_table(*slot),
+            Routes::Scoped(seat) => match seat.find(head)? {
+                ScopeRoutes::Inline(table) => Some(table),
+                ScopeRoutes::Rds { slot, .. } => self.thread.route_table(slot),
+            },
+        }
+    }
+
+    /// The name of the route configuration of a request's scope, if it has to be asked for.
+    pub fn routes_on_demand(&self, head: &RequestHead) -> Option<Arc<str>> {
+        let Routes::Scoped(seat) = &self.manager.routes else { return None };
+        match seat.find(head)? {
+            ScopeRoutes::Rds { on_demand, .. } => on_demand,
+            ScopeRoutes::Inline(_) => None,
         }
     }
 

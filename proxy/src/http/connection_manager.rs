@@ -7,6 +7,7 @@ use super::{
     header_rules::{HeaderRules, Mutations},
     local_reply::{BodyFormat, LocalReplyRules, Mapper},
     response_headers::ResponseRules,
+    scopes::ScopeSeat,
     thread::{RouteSlot, Thread},
 };
 use crate::{
@@ -36,6 +37,7 @@ use weft_control_api::Any;
 pub enum Routes {
     Inline(Arc<RouteTable>),
     Rds(RouteSlot),
+    Scoped(Arc<ScopeSeat>),
 }
 
 /// Where a filter's configuration is.

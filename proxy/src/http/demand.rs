@@ -14,6 +14,8 @@ pub enum Wanted {
     Cluster(String),
     /// The name of a route configuration, and a host in lower case.
     VirtualHost(String, String),
+    /// A scope's route configuration, by name.
+    Routes(String),
 }
 
 /// A worker's question.

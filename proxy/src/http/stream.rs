@@ -9,6 +9,7 @@ use super::{
     balancing::Balancing,
     client_cert,
     connection::HttpConnection,
+    connection_manager::Routes,
     deadlines::{Deadline, Deadlines},
     filter_run::FilterRun,
     grpc,
@@ -154,7 +155,7 @@ impl Stream {
         info.protocol = Some(request.protocol.as_str());
         info.listener_metadata = connection.manager.listener_metadata.clone();
         connection.begin_stream(request.protocol);
-        let table = connection.route_table();
+        let table = connection.route_table(&request);
         let mut deadlines = Deadlines::with_timer(connection.take_timer());
         let config = &connection.manager.config;
         deadlines.set_idle(config.stream_idle_timeout);
@@ -302,7 +303,7 @@ impl Stream {
 
     /// The route configuration of now takes the place of the one that the stream began with.
     pub fn take_new_routes(&mut self) {
-        self.table = self.connection.route_table();
+        self.table = self.connection.route_table(&self.request);
         self.refresh_route();
     }
 
@@ -316,6 +317,10 @@ impl Stream {
     /// Looks the route up, again after an internal redirect.
     pub fn find_route(&mut self) -> Result<(), Box<LocalReply>> {
         let connection = &self.connection;
+        if matches!(connection.manager.routes, Routes::Scoped(_)) {
+            // The headers may have changed, and the scope with them.
+            self.table = connection.route_table(&self.request);
+        }
         self.route = None;
         self.info.has_route = false;
         self.info.route_metadata = None;

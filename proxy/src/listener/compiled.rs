@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     base::{Address, ConnectionInfo},
+    http::scopes::ScopeSeat,
     network::{
         self, Filters, ListenerFacts, RouteSlots,
         discovered::{Seat, reached},
@@ -49,6 +50,7 @@ pub struct Chain {
     /// Names of the route configurations that it refers to.
     routes: Vec<String>,
     seats: Vec<Arc<dyn Seat>>,
+    scoped: Vec<Arc<ScopeSeat>>,
 }
 
 /// What compiling may use and leave.
@@ -100,6 +102,7 @@ impl Listener {
                 tls,
                 transport_socket_connect_timeout: config.transport_socket_connect_timeout,
                 routes: context.routes.take_wanted(),
+                scoped: context.routes.take_scoped(),
                 seats,
             })
         };
@@ -134,6 +137,11 @@ impl Listener {
         let mut routes = self.routes.clone();
         routes.extend(reached(&self.seats).routes);
         routes
+    }
+
+    /// The connection managers with scopes.
+    pub fn scoped(&self) -> impl Iterator<Item = &Arc<ScopeSeat>> {
+        self.chains.iter().chain(&self.default_chain).flat_map(|chain| &chain.scoped)
     }
 
     /// The number of the chain for a connection; the default chain comes after all others.

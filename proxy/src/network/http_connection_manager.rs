@@ -9,6 +9,7 @@ use crate::{
         connection_manager::{ConnectionManager, Routes},
         filter_chain::ActiveFilters,
         h1, h2,
+        scopes::ScopeSeat,
         stats::{ConnectionManagerStats, ListenerHttpStats},
     },
     route::RouteTable,
@@ -20,6 +21,7 @@ use weft_config::{
     Context,
     http_connection_manager::{CodecType, HttpConnectionManager, RouteSource},
     http_protocol_options::HeadersWithUnderscoresAction,
+    scoped_routes::{ScopedRoutes, Scopes},
 };
 use weft_control_api::{Any, envoy::extensions::filters::network::http_connection_manager::v3 as pb};
 
@@ -45,12 +47,44 @@ pub fn compile(any: &Any, compile: &mut CompileContext<'_>, cx: &mut Context) ->
             }
             Routes::Inline(Arc::new(cx.field("route_config", |cx| RouteTable::compile(routes, compile.names, cx))))
         }
+        RouteSource::Scoped(scoped) => {
+            Routes::Scoped(cx.field("scoped_routes", |cx| compile_scopes(scoped, &config.stat_prefix, compile, cx)))
+        }
         RouteSource::Rds { config_source, name } => {
             Routes::Rds(compile.routes.slot(name, config_source, &config.stat_prefix))
         }
     };
     let manager = ConnectionManager::compile(config, routes, compile, cx);
     Some(Arc::new(Manager(Arc::new(manager))))
+}
+
+/// A seat for scopes; those that stand here are in it already.
+fn compile_scopes(
+    scoped: &ScopedRoutes,
+    stat_prefix: &str,
+    compile: &mut CompileContext<'_>,
+    cx: &mut Context,
+) -> Arc<ScopeSeat> {
+    let seat = Arc::new(ScopeSeat::new(scoped.clone(), stat_prefix));
+    if let Scopes::Inline(scopes) = &scoped.scopes {
+        let scopes = scopes.iter().enumerate().map(|(i, (scope, _))| {
+            let table = scope.route_configuration.as_ref().map(|config| {
+                cx.field("scoped_route_configurations_list", |cx| {
+                    cx.element("scoped_route_configurations", i, |cx| {
+                        cx.field("route_configuration", |cx| Arc::new(RouteTable::compile(config, compile.names, cx)))
+                    })
+                })
+            });
+            (scope.clone(), table)
+        });
+        let scopes = scopes.collect();
+        let wanted = compile.routes.take_wanted();
+        let table = compile.routes.scope_table(&seat, scopes);
+        compile.routes.want(wanted);
+        seat.put(table);
+    }
+    compile.routes.add_scoped(&seat);
+    seat
 }
 
 /// One worker's part.

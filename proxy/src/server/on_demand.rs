@@ -58,6 +58,13 @@ impl OnDemand {
                 }
                 (ResourceType::Cluster, name.clone(), source.map(|source| (*source).clone()))
             }
+            Wanted::Routes(name) => {
+                if control.store.borrow().tables.contains_key(name) {
+                    return self.answer(control, &wanted, true);
+                }
+                control.store.borrow_mut().demand_routes(name);
+                return control.xds.follow(control);
+            }
             Wanted::VirtualHost(routes, host) => {
                 let source = control.store.borrow().source_of_virtual_hosts(routes);
                 (ResourceType::VirtualHost, format!("{routes}/{host}"), source)
@@ -100,8 +107,11 @@ impl OnDemand {
     pub fn published(&self, control: &Control) {
         let found: Vec<Wanted> = {
             let (pending, store) = (self.pending.borrow(), control.store.borrow());
-            let is_there =
-                |wanted: &&Wanted| matches!(wanted, Wanted::Cluster(name) if store.clusters.contains_key(name));
+            let is_there = |wanted: &&Wanted| match wanted {
+                Wanted::Cluster(name) => store.clusters.contains_key(name),
+                Wanted::Routes(name) => store.tables.contains_key(name),
+                Wanted::VirtualHost(..) => false,
+            };
             pending.keys().filter(is_there).cloned().collect()
         };
         found.iter().for_each(|wanted| self.answer(control, wanted, true));

@@ -3,8 +3,8 @@
 use super::{certificates, cli, control::Control, logging, worker::Message};
 use crate::{
     admin::{
-        Command, ConfigDump, DynamicListener, DynamicResource, ListenerStatus, Resource, RuntimeDump, ServerInfo,
-        ServerView, State, StatsSettings, UnreadyTargets, UpdateFailure, VersionedResources,
+        Command, ConfigDump, DynamicListener, DynamicResource, ListenerStatus, Resource, RuntimeDump, ScopedRoutes,
+        ServerInfo, ServerView, State, StatsSettings, UnreadyTargets, UpdateFailure, VersionedResources,
     },
     base::RuntimeSnapshot,
     observe::{
@@ -14,8 +14,8 @@ use crate::{
     snapshot::{Entry, Origin, Store},
     upstream::Cluster,
 };
-use std::{collections::BTreeMap, sync::Arc};
-use weft_config::bootstrap::Node;
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use weft_config::{bootstrap::Node, scoped_routes::Scopes};
 use weft_control_api::{
     Any, Message as _, Name, ResourceType,
     envoy::{
@@ -166,6 +166,7 @@ impl ServerView for Control {
             routes: Some(routes),
             secrets: self.secrets(&store),
             extension_configs: extension_configs(&store),
+            scoped_routes: scoped_routes(&store),
         }
     }
 
@@ -305,6 +306,27 @@ fn seat<'a>(listeners: &'a mut BTreeMap<String, DynamicListener>, name: &str) ->
 
 fn dynamic(version: &str, resource: Resource) -> DynamicResource {
     DynamicResource { version_info: version.to_owned(), resource: Some(resource), error: None }
+}
+
+/// The scopes of all connection managers.
+fn scoped_routes(store: &Store) -> Vec<ScopedRoutes> {
+    let scope =
+        |bytes: &Vec<u8>| Any { type_url: ResourceType::ScopedRouteConfiguration.url().into(), value: bytes.clone() };
+    let all = store.scope_seats().into_iter().map(|seat| match &seat.config.scopes {
+        Scopes::Inline(scopes) => ScopedRoutes {
+            name: seat.config.name.clone(),
+            version_info: None,
+            scopes: scopes.iter().map(|(_, bytes)| scope(bytes)).collect(),
+            last_updated: SystemTime::now(),
+        },
+        Scopes::Discovered(_) => ScopedRoutes {
+            name: seat.config.name.clone(),
+            version_info: Some(store.scopes.version.clone()),
+            scopes: store.scopes.known.values().map(|known| scope(&known.bytes)).collect(),
+            last_updated: store.scopes.updated.unwrap_or(SystemTime::UNIX_EPOCH),
+        },
+    });
+    all.collect()
 }
 
 /// Configurations of filters that came, and those that were refused.

@@ -6,12 +6,13 @@
 mod extensions;
 mod file;
 mod rest;
+mod scopes;
 mod stream;
 pub mod workload;
 
 use super::control::Control;
 use crate::{
-    observe::stats::{ControlPlaneStats, ExtensionStats, SecretStats, SubscriptionStats, VirtualHostStats},
+    observe::stats::{ControlPlaneStats, ExtensionStats, ScopeStats, SecretStats, SubscriptionStats, VirtualHostStats},
     snapshot::Store,
 };
 use std::{
@@ -94,6 +95,8 @@ pub struct Xds {
     /// By the name of the secret.
     secret_stats: RefCell<BTreeMap<String, Arc<SecretStats>>>,
     /// By their prefix.
+    scope_stats: RefCell<BTreeMap<String, Arc<ScopeStats>>>,
+    /// By their prefix.
     virtual_host_stats: RefCell<BTreeMap<String, Arc<VirtualHostStats>>>,
     /// By their prefix.
     extension_stats: RefCell<BTreeMap<String, Arc<ExtensionStats>>>,
@@ -127,6 +130,9 @@ impl Xds {
             let mut store = control.store.borrow_mut();
             for (name, source) in store.wanted_routes() {
                 wanted.insert((ResourceType::RouteConfiguration, name, None), source);
+            }
+            if let Some(source) = store.wanted_scopes() {
+                wanted.insert((ResourceType::ScopedRouteConfiguration, String::new(), None), source);
             }
             if let Some(source) = store.wanted_virtual_hosts() {
                 // All that is there: none by its name.
@@ -319,13 +325,13 @@ impl Xds {
                 secret_prefix(name)
             }
             ResourceType::ExtensionConfig => control.store.borrow().stat_prefix_of_extension(name),
+            ResourceType::ScopedRouteConfiguration => scopes::prefix(control),
             ResourceType::VirtualHost => {
                 let prefix = control.store.borrow().stat_prefix_of_virtual_host(name);
                 let mut all = self.virtual_host_stats.borrow_mut();
                 all.entry(prefix.clone()).or_insert_with(|| control.registry.attach(&prefix));
                 prefix
             }
-            other => format!("xds.{other:?}"),
         };
         self.subscription_stats
             .borrow_mut()
@@ -440,7 +446,11 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
                 stats.identifier.set(&update.control_plane);
             }
             control.xds.answered.borrow_mut().insert(kind);
-            control.store.borrow_mut().knows_virtual_hosts |= kind == ResourceType::VirtualHost;
+            {
+                let mut store = control.store.borrow_mut();
+                store.knows_virtual_hosts |= kind == ResourceType::VirtualHost;
+                store.scopes.is_known |= kind == ResourceType::ScopedRouteConfiguration;
+            }
             control.settle();
             control.on_demand.updated(control, &update);
         }
@@ -488,7 +498,10 @@ fn handle(control: &Rc<Control>, source: &Rc<Source>, event: Event) {
                     control.store.borrow_mut().fetch_timed_out(resource_type, &name);
                 }
                 None => {
-                    control.store.borrow_mut().knows_virtual_hosts |= resource_type == ResourceType::VirtualHost;
+                    let mut store = control.store.borrow_mut();
+                    store.knows_virtual_hosts |= resource_type == ResourceType::VirtualHost;
+                    store.scopes.is_known |= resource_type == ResourceType::ScopedRouteConfiguration;
+                    drop(store);
                     control.xds.answered.borrow_mut().insert(resource_type);
                 }
             }
@@ -510,6 +523,9 @@ fn refuse_secrets(control: &Rc<Control>, source: &Source) {
 /// Puts an update into the store; gives what was refused, with every reason.
 fn apply(control: &Rc<Control>, source: &Source, update: &Update) -> Vec<Refused> {
     let kind = update.resource_type;
+    if kind == ResourceType::ScopedRouteConfiguration {
+        return scopes::apply(control, update);
+    }
     let mut refused = Vec::new();
     let (mut added, mut modified) = (0, 0);
     let mut reloaded = Vec::new();
@@ -574,14 +590,7 @@ fn apply(control: &Rc<Control>, source: &Source, update: &Update) -> Vec<Refused
     }
     for name in names {
         let stats = control.xds.stats(control, kind, name);
-        let bad = !update.refused.is_empty() || !refused.is_empty();
-        if bad { &stats.update_rejected } else { &stats.update_success }.inc();
-        stats.update_attempt.inc();
-        if !bad {
-            stats.update_time.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64);
-            stats.version.set(xxhash_rust::xxh64::xxh64(update.version.as_bytes(), 0));
-            stats.version_text.set(&update.version);
-        }
+        count_update(&stats, update, update.refused.is_empty() && refused.is_empty());
     }
     let unknown = control.store.borrow().unknown_fields.take();
     if !control.options.config.ignore_unknown_dynamic_fields {
@@ -589,6 +598,17 @@ fn apply(control: &Rc<Control>, source: &Source, update: &Update) -> Vec<Refused
     }
     control.count_changes(kind, added, modified, update.removed.len() as u64);
     refused
+}
+
+/// Counts an update that was taken, or not.
+fn count_update(stats: &SubscriptionStats, update: &Update, is_good: bool) {
+    if is_good { &stats.update_success } else { &stats.update_rejected }.inc();
+    stats.update_attempt.inc();
+    if is_good {
+        stats.update_time.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64);
+        stats.version.set(xxhash_rust::xxh64::xxh64(update.version.as_bytes(), 0));
+        stats.version_text.set(&update.version);
+    }
 }
 
 /// Takes a runtime layer. True: it counts as a change, whatever it holds.

@@ -6,6 +6,7 @@
 use super::{
     Snapshot,
     extensions::Extensions,
+    scopes::Scopes,
     secrets::{SecretStore, Updated},
     virtual_hosts::VirtualHosts,
 };
@@ -26,6 +27,7 @@ use std::{
 };
 use weft_config::{
     self as config, Context, Problem, add_later, cluster::Discovery, config_source::ConfigSource, listener::Unchanged,
+    scoped_routes,
 };
 use weft_control_api::{CheckOptions, Message, Name, ResourceType, check, envoy::config::listener::v3 as pb};
 
@@ -65,6 +67,8 @@ pub struct Store {
     /// Those of them that still wait for their hosts.
     without_hosts: BTreeSet<String>,
     pub secrets: SecretStore,
+    /// Scopes of routes that were discovered.
+    pub scopes: Scopes,
     /// Virtual hosts that were discovered.
     pub(super) virtual_hosts: VirtualHosts,
     /// It was heard of virtual hosts, or waited for long enough.
@@ -121,6 +125,7 @@ impl Store {
             warming_clusters: BTreeMap::new(),
             without_hosts: BTreeSet::new(),
             secrets: SecretStore::default(),
+            scopes: Scopes::default(),
             virtual_hosts: VirtualHosts::new(),
             knows_virtual_hosts: false,
             extensions: Extensions::default(),
@@ -377,6 +382,7 @@ impl Store {
         let seats = entry.value.seats.clone();
         self.warming_listeners.insert(name, entry);
         self.fill(&seats);
+        self.fill_scopes();
         self.settle();
         Ok(true)
     }
@@ -422,7 +428,11 @@ impl Store {
         };
         let is_warm = |listener: &Listener| {
             let has_extensions = reached(&listener.seats).seats.iter().all(|seat| self.is_settled_seat(seat));
-            listener.routes().iter().all(has) && has_secrets(listener) && has_extensions
+            let has_scopes = listener.scoped().all(|seat| {
+                let is_known = self.scopes.is_known || matches!(seat.config.scopes, scoped_routes::Scopes::Inline(_));
+                is_known && self.routes_of_scopes(seat).iter().all(has)
+            });
+            listener.routes().iter().all(has) && has_secrets(listener) && has_extensions && has_scopes
         };
         let warm = self.warming_listeners.iter().filter(|(_, entry)| is_warm(&entry.value));
         let warm: Vec<String> = warm.map(|(name, _)| name.clone()).collect();
@@ -561,7 +571,8 @@ impl Store {
     /// The route configurations that listeners refer to, with their sources.
     pub fn wanted_routes(&self) -> BTreeMap<String, ConfigSource> {
         let all = self.listeners.iter().map(|(_, entry)| entry).chain(self.warming_listeners.values());
-        let names = all.flat_map(|entry| entry.value.routes());
+        let by_scope = self.scope_seats().into_iter().flat_map(|seat| self.routes_of_scopes(&seat));
+        let names = all.flat_map(|entry| entry.value.routes()).chain(by_scope);
         names.filter_map(|name| Some((name.clone(), self.routes.get(&name)?.source.clone()))).collect()
     }
 

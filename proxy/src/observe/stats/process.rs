@@ -112,6 +112,18 @@ crate::stats! {
 }
 
 crate::stats! {
+    /// `http.PREFIX.scoped_rds.NAME.*`, beside its subscription's.
+    pub struct ScopeStats {
+        gauge active_scopes,
+        gauge all_scopes,
+        counter config_reload,
+        gauge config_reload_time_ms,
+        gauge on_demand_scopes,
+        counter update_empty,
+    }
+}
+
+crate::stats! {
     /// `sds.NAME.*`, beside its subscription's.
     pub struct SecretStats {
         counter key_rotation_failed,
