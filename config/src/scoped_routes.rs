@@ -180,7 +180,7 @@ impl Scope {
             Some(p) => Some(cx.field("route_configuration", |cx| RouteConfiguration::from_proto(p, cx).map(Arc::new))?),
             None => None,
         };
-        if route_configuration.is_some() == !route_configuration_name.is_empty() {
+        if route_configuration.is_some() != route_configuration_name.is_empty() {
             cx.problem("exactly one of route_configuration_name, route_configuration is required");
         }
         Some(Self { name, key, route_configuration_name, route_configuration, on_demand })
