@@ -29,7 +29,11 @@ use crate::{
     load_balancing::{self, LoadBalancing},
     metadata::{self, Metadata},
 };
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 use weft_control_api::{
     Any,
     envoy::{
@@ -59,9 +63,9 @@ pub struct Cluster {
     /// The hosts, unless they come over EDS or with requests.
     pub load_assignment: ClusterLoadAssignment,
     pub circuit_breakers: CircuitBreakers,
-    pub outlier_detection: Option<OutlierDetection>,
-    pub health_check: Option<HealthCheck>,
-    pub http: UpstreamHttpOptions,
+    pub outlier_detection: Option<Box<OutlierDetection>>,
+    pub health_check: Option<Box<HealthCheck>>,
+    pub http: Arc<UpstreamHttpOptions>,
     /// `None`: no limit.
     pub max_requests_per_connection: Option<u32>,
     /// Default true.
@@ -69,7 +73,7 @@ pub struct Cluster {
     /// Default 5 s.
     pub cleanup_interval: Duration,
     /// `None`: the cluster manager's.
-    pub upstream_bind_config: Option<BindConfig>,
+    pub upstream_bind_config: Option<Arc<BindConfig>>,
     pub transport_socket: TransportSocket,
     pub transport_socket_matches: Vec<TransportSocketMatch>,
     pub metadata: Metadata,
@@ -234,9 +238,12 @@ impl Cluster {
             per_connection_buffer_limit_bytes: per_connection_buffer_limit_bytes.unwrap_or(1 << 20),
             load_balancing,
             load_assignment,
-            health_check: cx.elements("health_checks", health_checks, |cx, p| HealthCheck::from_proto(p, cx)).pop(),
+            health_check: cx
+                .elements("health_checks", health_checks, |cx, p| HealthCheck::from_proto(p, cx))
+                .pop()
+                .map(Box::new),
             outlier_detection: outlier_detection
-                .map(|p| cx.field("outlier_detection", |cx| OutlierDetection::read(p, cx))),
+                .map(|p| cx.field("outlier_detection", |cx| Box::new(OutlierDetection::read(p, cx)))),
             circuit_breakers: circuit_breakers
                 .map(|p| cx.field("circuit_breakers", |cx| CircuitBreakers::from_proto(p, cx)))
                 .unwrap_or_default(),
@@ -248,7 +255,7 @@ impl Cluster {
             wait_for_warm_on_init: wait_for_warm_on_init.unwrap_or(true),
             cleanup_interval: positive("cleanup_interval", cleanup_interval, Duration::from_secs(5), cx),
             upstream_bind_config: upstream_bind_config
-                .map(|p| cx.field("upstream_bind_config", |cx| BindConfig::from_proto(p, cx))),
+                .map(|p| cx.field("upstream_bind_config", |cx| Arc::new(BindConfig::from_proto(p, cx)))),
             transport_socket,
             transport_socket_matches: cx.elements("transport_socket_matches", transport_socket_matches, |cx, p| {
                 TransportSocketMatch::from_proto(p, cx)
@@ -318,14 +325,16 @@ fn connection_options(p: pb::UpstreamConnectionOptions, cx: &mut Context) -> Opt
 }
 
 /// `typed_extension_protocol_options`: HTTP's and TCP's.
-fn typed_options(options: HashMap<String, Any>, cx: &mut Context) -> Option<UpstreamHttpOptions> {
+fn typed_options(options: HashMap<String, Any>, cx: &mut Context) -> Option<Arc<UpstreamHttpOptions>> {
     let mut found = None;
     let mut options: Vec<_> = options.into_iter().collect();
     options.sort_by(|a, b| a.0.cmp(&b.0));
     for (key, any) in options {
         cx.entry("typed_extension_protocol_options", &key.clone(), |cx| match key.as_str() {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions" => {
-                found = cx.unpack::<HttpProtocolOptions>("", &any).map(|p| UpstreamHttpOptions::from_proto(p, cx));
+                found = cx
+                    .unpack::<HttpProtocolOptions>("", &any)
+                    .map(|p| Arc::new(UpstreamHttpOptions::from_proto(p, cx)));
             }
             "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions" => {
                 if let Some(TcpProtocolOptions { idle_timeout }) = cx.unpack("", &any) {
@@ -342,6 +351,7 @@ fn typed_options(options: HashMap<String, Any>, cx: &mut Context) -> Option<Upst
 }
 
 /// The cluster's own fields about HTTP, which `typed_extension_protocol_options` took the place of.
+#[derive(Default, PartialEq)]
 struct DeprecatedHttp {
     common: Option<core::HttpProtocolOptions>,
     upstream: Option<core::UpstreamHttpProtocolOptions>,
@@ -361,7 +371,16 @@ impl DeprecatedHttp {
         cx.ignored_if("protocol_selection", protocol_selection != 0);
     }
 
-    fn read(self, cx: &mut Context) -> UpstreamHttpOptions {
+    /// Most clusters say nothing of it, and share the same.
+    fn read(self, cx: &mut Context) -> Arc<UpstreamHttpOptions> {
+        static NOTHING_SAID: OnceLock<Arc<UpstreamHttpOptions>> = OnceLock::new();
+        match self == Self::default() {
+            true => NOTHING_SAID.get_or_init(|| Arc::new(self.options(cx))).clone(),
+            false => Arc::new(self.options(cx)),
+        }
+    }
+
+    fn options(self, cx: &mut Context) -> UpstreamHttpOptions {
         use parts::ClusterProtocolSelection::{UseConfiguredProtocol, UseDownstreamProtocol};
         let Self { common, upstream, http1, http2, protocol_selection } = self;
         let selection = cx.enumeration("protocol_selection", protocol_selection);

@@ -3,7 +3,7 @@
 //! Read wherever a resource names another one's source: LDS and CDS in the bootstrap, RDS, EDS, SDS and RTDS elsewhere.
 
 use crate::{Context, grpc_service::GrpcService};
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 use weft_control_api::envoy::config::core::v3::{self as pb, api_config_source::ApiType, config_source};
 
 /// How long a resource may take to come before its owner goes on without it, if nothing else is said.
@@ -21,7 +21,7 @@ pub struct ConfigSource {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Specifier {
     Path(PathConfigSource),
-    Api(ApiConfigSource),
+    Api(Arc<ApiConfigSource>),
     Rest(RestConfigSource),
     /// The bootstrap's ADS stream.
     Ads,
@@ -88,7 +88,7 @@ impl ConfigSource {
             ConfigSourceSpecifier::ApiConfigSource(source) => {
                 cx.field("api_config_source", |cx| match ApiType::try_from(source.api_type) {
                     Ok(ApiType::Rest) => RestConfigSource::from_proto(source, cx).map(Specifier::Rest),
-                    _ => ApiConfigSource::from_proto(source, cx).map(Specifier::Api),
+                    _ => ApiConfigSource::from_proto(source, cx).map(Arc::new).map(Specifier::Api),
                 })?
             }
             ConfigSourceSpecifier::Ads(pb::AggregatedConfigSource {}) => Specifier::Ads,

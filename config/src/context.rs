@@ -80,7 +80,11 @@ impl Context {
         items: Vec<P>,
         mut read: impl FnMut(&mut Self, P) -> Option<T>,
     ) -> Vec<T> {
-        items.into_iter().enumerate().filter_map(|(i, item)| self.element(name, i, |cx| read(cx, item))).collect()
+        let mut read: Vec<T> =
+            items.into_iter().enumerate().filter_map(|(i, item)| self.element(name, i, |cx| read(cx, item))).collect();
+        // It was made in the place of the messages, which are larger; what is read is often kept.
+        read.shrink_to_fit();
+        read
     }
 
     fn enter<T>(&mut self, push: impl FnOnce(&mut String), read: impl FnOnce(&mut Self) -> T) -> T {

@@ -2,6 +2,10 @@
 //!
 //! Invariant: weights are at least 1, and localities are listed in the order in which they were given.
 
+mod changes;
+
+pub use changes::{AssignmentChanges, GroupChanges};
+
 use crate::{
     Context,
     address::Address,
@@ -98,8 +102,8 @@ pub enum HealthStatus {
     Degraded,
 }
 
-/// The most endpoints that a sum of weights has room for.
-const MOST_WEIGHT: u64 = u32::MAX as u64;
+/// The most that the endpoints of one group may weigh together.
+pub const MOST_WEIGHT: u64 = u32::MAX as u64;
 
 impl ClusterLoadAssignment {
     pub fn from_proto(p: pb::ClusterLoadAssignment, cx: &mut Context) -> Option<Self> {

@@ -1,5 +1,6 @@
 //! From accepted resources to one immutable [`Snapshot`]: what all workers see of the configuration at one moment.
 
+mod clusters;
 mod extensions;
 pub mod scopes;
 pub mod secrets;

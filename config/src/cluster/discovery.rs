@@ -17,8 +17,8 @@ use weft_control_api::{
 #[derive(Clone, Debug)]
 pub enum Discovery {
     Static,
-    StrictDns(Dns),
-    LogicalDns(Dns),
+    StrictDns(Box<Dns>),
+    LogicalDns(Box<Dns>),
     Eds(Eds),
     OriginalDst(OriginalDst),
     /// Other clusters by name, the most preferred first.
@@ -64,8 +64,8 @@ impl Discovery {
         };
         Some(match kind {
             DiscoveryType::Static => Self::Static,
-            DiscoveryType::StrictDns => Self::StrictDns(Dns::from_fields(dns, cx)),
-            DiscoveryType::LogicalDns => Self::LogicalDns(Dns::from_fields(dns, cx)),
+            DiscoveryType::StrictDns => Self::StrictDns(Box::new(Dns::from_fields(dns, cx))),
+            DiscoveryType::LogicalDns => Self::LogicalDns(Box::new(Dns::from_fields(dns, cx))),
             DiscoveryType::Eds => Self::Eds(Eds::from_proto(eds, name, cx)?),
             DiscoveryType::OriginalDst => {
                 let pb::OriginalDstLbConfig { use_http_header, http_header_name, upstream_port_override, metadata_key } =
@@ -152,7 +152,7 @@ fn extension(name: &str, config: Option<Any>, cx: &mut Context) -> Option<Extens
         ("envoy.extensions.clusters.dns.v3.DnsCluster", Some(any)) => {
             let p: DnsCluster = cx.unpack("typed_config", any)?;
             let logical = p.all_addresses_in_single_endpoint;
-            let dns = cx.field("typed_config", |cx| Dns::from_extension(p, cx));
+            let dns = Box::new(cx.field("typed_config", |cx| Dns::from_extension(p, cx)));
             Some(Extension::Read(Box::new(if logical {
                 Discovery::LogicalDns(dns)
             } else {

@@ -190,7 +190,7 @@ impl Control {
             self.xds.subscribe_all(self, ResourceType::Cluster, cds);
         }
         let has_cds = || dynamic.cds.is_none() || self.xds.has_answered(ResourceType::Cluster);
-        self.until(|| has_cds() && self.store.borrow().warming_clusters.is_empty()).await;
+        self.until(|| has_cds() && self.store.borrow().clusters.warming().is_empty()).await;
         if let Some(lds) = &dynamic.lds {
             self.xds.subscribe_all(self, ResourceType::Listener, lds);
         }
@@ -364,18 +364,19 @@ impl Control {
         };
         self.upstreams.set_runtime(&snapshot.runtime);
         self.upstreams.apply(&snapshot.clusters);
-        self.discoveries.follow(self);
-        self.host_weights.follow(self);
-        self.outliers.follow(self);
-        self.health_checks.follow(self);
+        let touched = self.store.borrow_mut().clusters.take_touched();
+        self.discoveries.follow(self, &touched);
+        self.host_weights.follow(self, &touched);
+        self.outliers.follow(self, &touched);
+        self.health_checks.follow(self, &touched);
         self.xds.follow(self);
         self.secret_files.follow(self);
         self.count_contexts();
         let stats = &self.stats;
         stats.listeners.total_listeners_active.set(snapshot.listeners.len() as u64);
         let store = self.store.borrow();
-        stats.clusters.active_clusters.set(store.clusters.len() as u64);
-        stats.clusters.warming_clusters.set(store.warming_clusters.len() as u64);
+        stats.clusters.active_clusters.set(store.clusters.in_force().len() as u64);
+        stats.clusters.warming_clusters.set(store.clusters.warming().len() as u64);
         stats.listeners.total_listeners_warming.set(store.warming_listeners.len() as u64);
         drop(store);
         self.tell_workers(&Message::Publish(snapshot));

@@ -8,7 +8,7 @@ use crate::upstream::{
     dns::{DnsDiscovery, Found, Hickory, Resolve},
 };
 use foldhash::HashMap;
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc};
 use weft_config::cluster::Discovery;
 
 /// All discoveries that run.
@@ -24,12 +24,16 @@ struct Running {
 }
 
 impl Discoveries {
-    /// Starts, keeps and ends discoveries so that they fit the clusters in the store.
-    pub fn follow(&self, control: &Rc<Control>) {
+    /// Starts, keeps and ends discoveries so that they fit the clusters of these names in the store.
+    pub fn follow(&self, control: &Rc<Control>, touched: &BTreeSet<String>) {
         let store = control.store.borrow();
         let mut running = self.running.borrow_mut();
-        running.retain(|_, r| store.holds(&r.info));
-        for cluster in store.all_clusters() {
+        for name in touched {
+            if running.get(name).is_some_and(|r| !store.clusters.holds(&r.info)) {
+                running.remove(name);
+            }
+        }
+        for cluster in touched.iter().flat_map(|name| store.clusters.named(name)).map(|entry| &entry.value) {
             let name = &cluster.info.config.name;
             let (Discovery::StrictDns(dns) | Discovery::LogicalDns(dns)) = &cluster.info.config.discovery else {
                 continue;

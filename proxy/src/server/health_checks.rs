@@ -1,14 +1,18 @@
 //! Makes the active checks of hosts on the control thread: a task a host, for as long as the host is in its cluster.
 
 use super::{control::Control, task::Task};
-use crate::upstream::{
-    Cluster, ClusterInfo, HealthFlags, Host, HostState,
-    health_check::{self, Checked, HealthCheckStats, Session, Transition, is_checked},
-    probe::Probe,
+use crate::{
+    snapshot::Store,
+    upstream::{
+        Cluster, ClusterInfo, HealthFlags, Host, HostState,
+        health_check::{self, Checked, HealthCheckStats, Session, Transition, is_checked},
+        probe::Probe,
+    },
 };
 use foldhash::HashMap;
 use std::{
     cell::RefCell,
+    collections::BTreeSet,
     rc::{Rc, Weak},
     sync::Arc,
 };
@@ -32,12 +36,12 @@ struct OfHost {
 }
 
 impl HealthChecks {
-    /// Starts, keeps and ends so that it fits the clusters in the store, those that warm too.
-    pub fn follow(&self, control: &Rc<Control>) {
+    /// Starts, keeps and ends so that it fits the clusters of these names in the store, those that warm too.
+    pub fn follow(&self, control: &Rc<Control>, touched: &BTreeSet<String>) {
         let store = control.store.borrow();
         let mut running = self.running.borrow_mut();
-        running.retain(|_, r| store.holds(&r.info));
-        for cluster in store.all_clusters() {
+        running.retain(|_, r| !touched.contains(r.info.name()) || store.clusters.holds(&r.info));
+        for cluster in touched.iter().flat_map(|name| store.clusters.named(name)).map(|entry| &entry.value) {
             let info = &cluster.info;
             if info.checks.is_none() {
                 continue;
@@ -105,9 +109,12 @@ async fn run(control: Weak<Control>, info: Arc<ClusterInfo>, host: Arc<Host>, st
         let transition = session.checked(result, &checks.check, &host.state);
         let is_first = host.state.was_checked_now();
         let Some(control) = control.upgrade() else { return };
-        let cluster = control.store.borrow().all_clusters().find(|c| Arc::ptr_eq(&c.info, &info)).cloned();
-        let Some(cluster) = cluster else { return };
-        if !cluster.hosts.hosts().any(|other| Arc::ptr_eq(&other.state, &host.state)) {
+        let find = |store: &Store| {
+            let mut clusters = store.clusters.named(info.name()).map(|entry| &entry.value);
+            clusters.find(|cluster| Arc::ptr_eq(&cluster.info, &info)).cloned()
+        };
+        let Some(cluster) = find(&control.store.borrow()) else { return };
+        if !cluster.hosts.holds(&host) {
             return;
         }
         let is_back = is_good && control.outliers.was_good(&info, &host.state);

@@ -3,7 +3,7 @@
 use super::{control::Control, task::Task};
 use crate::upstream::{Cluster, ClusterInfo};
 use foldhash::HashMap;
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc};
 use weft_config::load_balancing::PolicyKind;
 
 /// The clusters whose weights are made.
@@ -18,12 +18,16 @@ struct Running {
 }
 
 impl HostWeights {
-    /// Starts, keeps and ends so that it fits the clusters in the store.
-    pub fn follow(&self, control: &Rc<Control>) {
+    /// Starts, keeps and ends so that it fits the clusters of these names in the store.
+    pub fn follow(&self, control: &Rc<Control>, touched: &BTreeSet<String>) {
         let store = control.store.borrow();
         let mut running = self.running.borrow_mut();
-        running.retain(|_, r| store.holds(&r.info));
-        for cluster in store.all_clusters() {
+        for name in touched {
+            if running.get(name).is_some_and(|r| !store.clusters.holds(&r.info)) {
+                running.remove(name);
+            }
+        }
+        for cluster in touched.iter().flat_map(|name| store.clusters.named(name)).map(|entry| &entry.value) {
             let info = &cluster.info;
             let PolicyKind::ClientSideWeightedRoundRobin(policy) = &info.config.load_balancing.policy.innermost().kind
             else {
@@ -37,7 +41,8 @@ impl HostWeights {
                 loop {
                     tokio::time::sleep(every).await;
                     let Some(control) = weak.upgrade() else { return };
-                    let found = control.store.borrow().clusters.get(of.name()).map(|entry| entry.value.clone());
+                    let found =
+                        control.store.borrow().clusters.in_force().get(of.name()).map(|entry| entry.value.clone());
                     if found.as_deref().is_some_and(Cluster::update_weights) {
                         control.health_changed(of.id);
                     }

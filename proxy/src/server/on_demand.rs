@@ -49,11 +49,11 @@ impl OnDemand {
         let (kind, name, source) = match &wanted {
             Wanted::Cluster(name) => {
                 let store = control.store.borrow();
-                if store.clusters.contains_key(name) {
+                if store.clusters.in_force().contains_key(name) {
                     drop(store);
                     return self.answer(control, &wanted, true);
                 }
-                if store.warming_clusters.get(name).is_some_and(|entry| entry.origin == Origin::Static) {
+                if store.clusters.warming().get(name).is_some_and(|entry| entry.origin == Origin::Static) {
                     return;
                 }
                 (ResourceType::Cluster, name.clone(), source.map(|source| (*source).clone()))
@@ -108,7 +108,7 @@ impl OnDemand {
         let found: Vec<Wanted> = {
             let (pending, store) = (self.pending.borrow(), control.store.borrow());
             let is_there = |wanted: &&Wanted| match wanted {
-                Wanted::Cluster(name) => store.clusters.contains_key(name),
+                Wanted::Cluster(name) => store.clusters.in_force().contains_key(name),
                 Wanted::Routes(name) => store.tables.contains_key(name),
                 Wanted::VirtualHost(..) => false,
             };

@@ -9,6 +9,7 @@ use crate::{
 use foldhash::HashMap;
 use std::{
     cell::RefCell,
+    collections::BTreeSet,
     rc::{Rc, Weak},
     sync::Arc,
     time::Instant,
@@ -35,12 +36,17 @@ impl Outliers {
         of_cluster.is_some_and(|r| r.detector.borrow_mut().was_good(state))
     }
 
-    /// Starts, keeps and ends so that it fits the clusters in the store; the hosts of all are known before they get traffic.
-    pub fn follow(&self, control: &Rc<Control>) {
+    /// Starts, keeps and ends so that it fits the clusters of these names in the store; their hosts are known before they get
+    /// traffic.
+    pub fn follow(&self, control: &Rc<Control>, touched: &BTreeSet<String>) {
         let store = control.store.borrow();
         let mut running = self.running.borrow_mut();
-        running.retain(|_, r| store.holds(&r.info));
-        for cluster in store.all_clusters() {
+        for name in touched {
+            if running.get(name).is_some_and(|r| !store.clusters.holds(&r.info)) {
+                running.remove(name);
+            }
+        }
+        for cluster in touched.iter().flat_map(|name| store.clusters.named(name)).map(|entry| &entry.value) {
             let info = &cluster.info;
             let Some(config) = &info.config.outlier_detection else { continue };
             let known = running.get(info.name());
@@ -55,7 +61,7 @@ impl Outliers {
                     control.registry.detach(&prefix);
                     let stats = control.registry.attach(&prefix);
                     Rc::new(RefCell::new(Detector::new(
-                        config.clone(),
+                        (**config).clone(),
                         stats,
                         info.outlier.clone().unwrap_or_default(),
                         fastrand::Rng::new(),

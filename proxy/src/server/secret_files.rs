@@ -19,7 +19,7 @@ pub struct SecretFiles {
 impl SecretFiles {
     /// Watches what the store says has to be watched.
     pub fn follow(&self, control: &Control) {
-        let wanted = control.store.borrow().watched_directories();
+        let Some(wanted) = control.store.borrow_mut().watched_directories() else { return };
         let mut watches = self.watches.borrow_mut();
         watches.retain(|directory, _| wanted.contains(directory));
         for directory in wanted {

@@ -85,7 +85,7 @@ impl ServerView for Control {
     }
 
     fn clusters(&self) -> Vec<Arc<Cluster>> {
-        self.store.borrow().clusters.values().map(|entry| entry.value.clone()).collect()
+        self.store.borrow().clusters.in_force().values().map(|entry| entry.value.clone()).collect()
     }
 
     fn config_dump(&self) -> ConfigDump {
@@ -102,14 +102,14 @@ impl ServerView for Control {
             version_info: store.version(ResourceType::Cluster).to_owned(),
             ..VersionedResources::default()
         };
-        for (name, entry) in &store.clusters {
+        for (name, entry) in store.clusters.in_force() {
             let resource = resource::<cluster::Cluster, _>(name, entry);
             match &entry.origin {
                 Origin::Static => clusters.fixed.push(resource),
                 Origin::Dynamic(version) => clusters.active.push(dynamic(version, resource)),
             }
         }
-        for (name, entry) in &store.warming_clusters {
+        for (name, entry) in store.clusters.warming() {
             if let Origin::Dynamic(version) = &entry.origin {
                 clusters.warming.push(dynamic(version, resource::<cluster::Cluster, _>(name, entry)));
             }

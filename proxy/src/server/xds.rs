@@ -25,7 +25,6 @@ use std::{
 use tokio::{sync::Notify, task::JoinHandle};
 use weft_config::{
     Problem,
-    cluster::Discovery,
     config_source::{ApiConfigSource, ConfigSource, Specifier},
     tls::SecretRef,
 };
@@ -87,10 +86,12 @@ struct Source {
 #[derive(Default)]
 pub struct Xds {
     sources: RefCell<BTreeMap<Key, Rc<Source>>>,
-    /// With the source.
+    /// With the source; but for the hosts of clusters.
     subscribed: RefCell<BTreeMap<Subscription, Key>>,
     /// What workers asked for, with its source.
     demanded: RefCell<BTreeMap<Subscription, ConfigSource>>,
+    /// Names under which hosts of clusters are known, with the source.
+    endpoints: RefCell<BTreeMap<String, Rc<Source>>>,
     subscription_stats: RefCell<BTreeMap<String, Arc<SubscriptionStats>>>,
     /// By the name of the secret.
     secret_stats: RefCell<BTreeMap<String, Arc<SecretStats>>>,
@@ -144,11 +145,6 @@ impl Xds {
             for (name, (source, _)) in store.wanted_extensions() {
                 wanted.insert((ResourceType::ExtensionConfig, name, None), source);
             }
-            for cluster in store.all_clusters() {
-                if let Discovery::Eds(eds) = &cluster.info.config.discovery {
-                    wanted.insert((ResourceType::Endpoint, eds.service_name.clone(), None), eds.config_source.clone());
-                }
-            }
             for SecretRef { name, source } in store.follow_secrets() {
                 if let Some(source) = source {
                     let key = Key::new(ResourceType::Secret, &name, &source);
@@ -192,24 +188,61 @@ impl Xds {
                 continue;
             }
             let (kind, name, _) = &what;
-            let Some(from) = self.source(control, *kind, name, &source) else { continue };
-            self.stats(control, *kind, name).update_attempt.inc();
+            let Some(from) = self.subscribe(control, *kind, name, &source) else { continue };
             if *kind == ResourceType::ExtensionConfig {
                 extensions::stats(control, name);
             }
-            let (timeout, now) = (source.initial_fetch_timeout, Instant::now());
-            let mut engine = from.engine.borrow_mut();
-            if name.is_empty() {
-                engine.subscribe_wildcard(*kind, timeout, now)
-            } else {
-                // What is asked for on demand is given up by whoever waits for it.
-                let timeout = timeout.filter(|_| !self.demanded.borrow().contains_key(&what));
-                engine.subscribe(*kind, name, timeout, now)
-            };
-            drop(engine);
-            from.changed.notify_one();
             self.subscribed.borrow_mut().insert(what, from.key.clone());
         }
+        self.follow_endpoints(control);
+    }
+
+    /// The same for the hosts of clusters, of which there may be thousands: where they changed.
+    fn follow_endpoints(&self, control: &Rc<Control>) {
+        let services = control.store.borrow_mut().clusters.take_touched_services();
+        for service in services {
+            let source = control.store.borrow().source_of_service(&service);
+            let known = self.endpoints.borrow().get(&service).cloned();
+            match (source, known) {
+                (Some(source), None) => {
+                    if let Some(from) = self.subscribe(control, ResourceType::Endpoint, &service, &source) {
+                        self.endpoints.borrow_mut().insert(service, from);
+                    }
+                }
+                (None, Some(from)) => {
+                    self.endpoints.borrow_mut().remove(&service);
+                    from.engine.borrow_mut().unsubscribe(ResourceType::Endpoint, &service);
+                    from.changed.notify_one();
+                    // What is shown of it went with the cluster.
+                    self.subscription_stats.borrow_mut().remove(&format!("cluster.{service}"));
+                    control.store.borrow_mut().forget(ResourceType::Endpoint, &service);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn subscribe(
+        &self,
+        control: &Rc<Control>,
+        kind: ResourceType,
+        name: &str,
+        source: &ConfigSource,
+    ) -> Option<Rc<Source>> {
+        let from = self.source(control, kind, name, source)?;
+        self.stats(control, kind, name).update_attempt.inc();
+        let (timeout, now) = (source.initial_fetch_timeout, Instant::now());
+        let mut engine = from.engine.borrow_mut();
+        if name.is_empty() {
+            engine.subscribe_wildcard(kind, timeout, now)
+        } else {
+            // What is asked for on demand is given up by whoever waits for it.
+            let is_demanded = self.demanded.borrow().contains_key(&(kind, name.to_owned(), None));
+            engine.subscribe(kind, name, timeout.filter(|_| !is_demanded), now)
+        };
+        drop(engine);
+        from.changed.notify_one();
+        Some(from)
     }
 
     /// Asks for something that a worker needs; again, if it was asked for before.
@@ -241,7 +274,7 @@ impl Xds {
         let key = Key::new(kind, name, config);
         let api = match (&key, &config.specifier) {
             (Key::Ads, _) => Some(dynamic.ads.as_ref()?),
-            (_, Specifier::Api(api)) => Some(api),
+            (_, Specifier::Api(api)) => Some(&**api),
             _ => None,
         };
         if let Some(source) = self.sources.borrow().get(&key) {
@@ -374,7 +407,10 @@ fn subscriptions(control: &Rc<Control>, source: &Source) -> BTreeSet<(ResourceTy
         wildcards.into_iter().filter(|(kind, is)| *is && is_ours(*kind)).map(|(kind, _)| (kind, String::new()));
     let subscribed = control.xds.subscribed.borrow();
     let named = subscribed.iter().filter(|(_, key)| **key == source.key);
-    named.map(|((kind, name, _), _)| (*kind, name.clone())).chain(wildcards).collect()
+    let named = named.map(|((kind, name, _), _)| (*kind, name.clone()));
+    let endpoints = control.xds.endpoints.borrow();
+    let endpoints = endpoints.iter().filter(|(_, from)| std::ptr::eq(&***from, source));
+    named.chain(endpoints.map(|(name, _)| (ResourceType::Endpoint, name.clone()))).chain(wildcards).collect()
 }
 
 fn count_failure(control: &Rc<Control>, source: &Source) {

@@ -79,8 +79,8 @@ impl Store {
 
     fn prepare(&mut self, seat: Arc<dyn Seat>, config: &Any) -> Result<Prepared, Vec<Problem>> {
         let mut cx = Context::new();
-        let (clusters, warming, refused) = (&self.clusters, &self.warming_clusters, &self.refused_clusters);
-        let exists = |name: &str| clusters.contains_key(name) || warming.contains_key(name) || refused.contains(name);
+        let (clusters, refused) = (&self.clusters, &self.refused_clusters);
+        let exists = |name: &str| clusters.has(name) || refused.contains(name);
         let mut seats = Vec::new();
         let mut context = CompileContext {
             names: &mut self.names,

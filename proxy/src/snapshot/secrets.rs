@@ -9,7 +9,10 @@ mod certificates;
 
 pub use certificates::{ContextCertificates, Loaded};
 
-use super::{Store, store::Failure};
+use super::{
+    Store,
+    store::{ContextsChanged, Failure},
+};
 use crate::transport::tls::{ClientContext, Secrets, ServerContext, secrets::WatchedFile};
 use bytes::Bytes;
 use std::{
@@ -330,6 +333,12 @@ impl Store {
     /// Keeps a seat for each secret that contexts refer to, and gives all of them with their sources. What nothing refers
     /// to any more is forgotten.
     pub fn follow_secrets(&mut self) -> Vec<SecretRef> {
+        if self.clusters.take_reconfigured() {
+            self.contexts_changed = ContextsChanged::ALL;
+        }
+        if !std::mem::take(&mut self.contexts_changed.secrets) {
+            return self.secrets.streamed().map(|seat| seat.reference.clone()).collect();
+        }
         let mut wanted: Vec<SecretRef> = Vec::new();
         let mut by_name: BTreeMap<&str, Vec<&SecretRef>> = BTreeMap::new();
         let contexts = self.contexts();
@@ -450,6 +459,7 @@ impl Store {
     }
 
     fn put_in_force(&mut self, built: Vec<Built>) {
+        self.contexts_changed = ContextsChanged::ALL;
         for Built { of, put } in built {
             self.updated_contexts.extend(of);
             if let Some(put) = put {
@@ -460,6 +470,7 @@ impl Store {
 
     /// Its source says that it is no more: who uses it has none from now on. True if it was there.
     pub fn unload_secret(&mut self, of: &SecretRef) -> bool {
+        self.contexts_changed = ContextsChanged::ALL;
         let Some(seat) = self.secrets.find_mut(of) else { return false };
         let was = seat.value.take();
         seat.is_given_up = true;
@@ -503,10 +514,14 @@ impl Store {
     }
 
     /// The directories in which a move means that something has to be read again.
-    pub fn watched_directories(&self) -> BTreeSet<String> {
+    /// `None`: as the last time.
+    pub fn watched_directories(&mut self) -> Option<BTreeSet<String>> {
+        if !std::mem::take(&mut self.contexts_changed.files) {
+            return None;
+        }
         let of_secrets = self.secrets.streamed().flat_map(|seat| seat.directories.iter().cloned());
         let of_contexts = self.contexts().into_iter().filter_map(|context| Some(context.watched()?.directory));
-        of_secrets.chain(of_contexts).collect()
+        Some(of_secrets.chain(of_contexts).collect())
     }
 
     /// Reads again all that is in watched files. Gives the names of the secrets whose new files are no good: the old
@@ -543,6 +558,7 @@ impl Store {
         let changed = Changed { others: &self.secrets, secret: None, file: Some((path, &data)) };
         let uses = |context: &Live| context.watched().is_some_and(|watched| watched.path == path);
         let built = self.rebuild(uses, &changed)?;
+        self.contexts_changed = ContextsChanged::ALL;
         // It is no secret that came over SDS, so that is not counted.
         built.into_iter().filter_map(|built| built.put).for_each(|put| put());
         self.secrets.files.insert(path.to_owned(), data);

@@ -5,6 +5,7 @@
 
 use super::{
     Snapshot,
+    clusters::Clusters,
     extensions::Extensions,
     scopes::Scopes,
     secrets::{SecretStore, Updated},
@@ -17,17 +18,17 @@ use crate::{
     network::{RouteSlots, discovered::reached},
     observe::access_log::LogWriter,
     route::RouteTable,
-    upstream::{Cluster, ClusterId, ClusterInfo, ClusterTable, LocalZone, Names},
+    upstream::{Cluster, ClusterId, LocalZone, Names},
 };
 use std::{
     cell::Cell,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::SystemTime,
 };
 use weft_config::{
-    self as config, Context, Problem, add_later, cluster::Discovery, config_source::ConfigSource, listener::Unchanged,
-    scoped_routes,
+    self as config, Context, Problem, add_later, cluster::Discovery, config_source::ConfigSource,
+    endpoint::AssignmentChanges, listener::Unchanged, scoped_routes,
 };
 use weft_control_api::{CheckOptions, Message, Name, ResourceType, check, envoy::config::listener::v3 as pb};
 
@@ -56,15 +57,31 @@ pub struct Failure {
     pub at: SystemTime,
 }
 
+/// A load assignment as it was sent: what was read of it is in the hosts.
+struct Assignment {
+    bytes: Box<[u8]>,
+    /// Every field of it is known.
+    is_known: bool,
+}
+
+/// For whom contexts changed.
+#[derive(Clone, Copy, Default)]
+pub(super) struct ContextsChanged {
+    pub secrets: bool,
+    pub files: bool,
+}
+
+impl ContextsChanged {
+    pub const ALL: Self = Self { secrets: true, files: true };
+}
+
 /// The resources in force, and those that wait for what they refer to.
 pub struct Store {
     pub(super) names: Names,
     pub(super) routes: RouteSlots,
     pub tables: BTreeMap<String, Entry<RouteTable>>,
-    pub clusters: BTreeMap<String, Entry<Cluster>>,
-    /// Clusters whose hosts or secrets are not known yet; those of the same name above serve on meanwhile.
-    pub warming_clusters: BTreeMap<String, Entry<Cluster>>,
-    /// Those of them that still wait for their hosts.
+    pub clusters: Clusters,
+    /// Warming clusters that still wait for their hosts.
     without_hosts: BTreeSet<String>,
     pub secrets: SecretStore,
     /// Scopes of routes that were discovered.
@@ -75,10 +92,10 @@ pub struct Store {
     pub knows_virtual_hosts: bool,
     /// Configurations of filters that are discovered.
     pub extensions: Extensions,
+    /// TLS contexts came or went, or were built anew, since secrets and their files were followed.
+    pub(super) contexts_changed: ContextsChanged,
     /// Contexts that were built anew because of secrets, since the last time that they were counted.
     pub updated_contexts: Vec<Updated>,
-    /// Names of clusters, by the service name under which their hosts are known.
-    services: BTreeMap<String, BTreeSet<String>>,
     /// Static clusters with problems: a route to one of them has none of its own.
     pub refused_clusters: BTreeSet<String>,
     /// In the order in which they came.
@@ -89,7 +106,7 @@ pub struct Store {
     pub failures: BTreeMap<(ResourceType, String), Failure>,
     versions: BTreeMap<ResourceType, String>,
     /// Load assignments by service name: a cluster that is changed need not wait for its hosts again.
-    assignments: BTreeMap<String, config::ClusterLoadAssignment>,
+    assignments: HashMap<String, Assignment>,
     /// Workers run: a listener in force listens.
     is_serving: bool,
     /// Listeners whose filter chains alone were changed, since the last time that they were counted.
@@ -121,22 +138,21 @@ impl Store {
             names: Names::default(),
             routes: RouteSlots::default(),
             tables: BTreeMap::new(),
-            clusters: BTreeMap::new(),
-            warming_clusters: BTreeMap::new(),
+            clusters: Clusters::default(),
             without_hosts: BTreeSet::new(),
             secrets: SecretStore::default(),
             scopes: Scopes::default(),
             virtual_hosts: VirtualHosts::new(),
             knows_virtual_hosts: false,
             extensions: Extensions::default(),
+            contexts_changed: ContextsChanged::ALL,
             updated_contexts: Vec::new(),
             refused_clusters: BTreeSet::new(),
-            services: BTreeMap::new(),
             listeners: Vec::new(),
             warming_listeners: BTreeMap::new(),
             failures: BTreeMap::new(),
             versions: BTreeMap::new(),
-            assignments: BTreeMap::new(),
+            assignments: HashMap::new(),
             timed_out: BTreeSet::new(),
             is_serving: false,
             in_place_updates: 0,
@@ -165,7 +181,7 @@ impl Store {
         let read = config::Cluster::from_proto(proto, &mut cx);
         let (config, _) = cx.finish(read)?;
         let name = config.name.clone();
-        if let Some(entry) = self.warming_clusters.get(&name).or(self.clusters.get(&name)) {
+        if let Some(entry) = self.clusters.warming().get(&name).or(self.clusters.in_force().get(&name)) {
             if entry.bytes == bytes {
                 return Ok(false);
             }
@@ -201,10 +217,10 @@ impl Store {
             Discovery::StrictDns(_) | Discovery::LogicalDns(_) => false,
             Discovery::Eds(eds) => {
                 let service = eds.service_name.clone();
-                self.services.entry(service.clone()).or_default().insert(name.clone());
                 match self.assignments.get(&service) {
                     Some(assignment) => {
-                        cluster = cluster.with_assignment(assignment);
+                        let (assignment, _) = self.read_assignment(&assignment.bytes)?;
+                        cluster = cluster.with_assignment(&assignment);
                         true
                     }
                     None => self.timed_out.contains(&(ResourceType::Endpoint, service)),
@@ -219,85 +235,106 @@ impl Store {
         } else {
             self.without_hosts.insert(name.clone());
         }
-        self.warming_clusters.insert(name.clone(), entry);
+        self.clusters.warm(entry);
         self.settle_cluster(&name);
         Ok(true)
     }
 
     /// Removes a cluster that came over xDS.
     fn remove_cluster(&mut self, name: &str) {
-        if self.cluster_entries(name).any(|entry| entry.origin == Origin::Static) {
+        if self.clusters.named(name).any(|entry| entry.origin == Origin::Static) {
             return;
         }
-        self.warming_clusters.remove(name);
         self.without_hosts.remove(name);
         self.clusters.remove(name);
     }
 
     /// Gives a cluster the hosts that were found for it; with `is_warm` it need not wait for more of them.
     pub fn set_cluster_hosts(&mut self, name: &str, is_warm: bool, with: impl FnOnce(&Cluster) -> Arc<Cluster>) {
-        if let Some(entry) = self.warming_clusters.get_mut(name) {
-            entry.value = with(&entry.value);
-            if is_warm {
-                self.without_hosts.remove(name);
-                self.settle_cluster(name);
-            }
-        } else if let Some(entry) = self.clusters.get_mut(name) {
-            entry.value = with(&entry.value);
+        self.clusters.replace(name, with);
+        if is_warm && self.without_hosts.remove(name) {
+            self.settle_cluster(name);
         }
     }
 
     /// Takes over the health that the hosts of a cluster have now; gives the cluster if it is in force.
     pub fn refresh_health(&mut self, id: ClusterId) -> Option<Arc<Cluster>> {
-        let is = |entry: &&mut Entry<Cluster>| entry.value.info.id == id;
-        if let Some(entry) = self.warming_clusters.values_mut().find(is) {
-            entry.value = entry.value.with_health();
-        }
-        let entry = self.clusters.values_mut().find(is)?;
-        entry.value = entry.value.with_health();
-        Some(entry.value.clone())
+        self.clusters.refresh_health(self.names.name(id))
     }
 
     /// Takes a load assignment for the clusters of its name. True if something changed.
-    fn set_assignment(&mut self, bytes: &[u8]) -> Result<bool, Vec<Problem>> {
-        let (proto, mut cx) = self.read(bytes)?;
-        let read = config::ClusterLoadAssignment::from_proto(proto, &mut cx);
-        let (assignment, _) = cx.finish(read)?;
-        let service = assignment.cluster_name.clone();
-        for name in self.clusters_of(&service) {
+    fn set_assignment(&mut self, name: &str, bytes: &[u8]) -> Result<bool, Vec<Problem>> {
+        let before = self.assignments.get(name);
+        if before.is_some_and(|before| *before.bytes == *bytes) {
+            return Ok(false);
+        }
+        let changes = before.filter(|before| before.is_known);
+        let changes = changes.and_then(|before| AssignmentChanges::between(&before.bytes, bytes));
+        if changes.is_some_and(|changes| self.change_assignment(name, &changes)) {
+            self.assignments.insert(name.to_owned(), Assignment { bytes: bytes.into(), is_known: true });
+            return Ok(true);
+        }
+        let (assignment, unknown) = self.read_assignment(bytes)?;
+        self.unknown_fields.set(self.unknown_fields.get() + unknown);
+        let is_known = unknown == 0;
+        for name in self.clusters_of(&assignment.cluster_name) {
             self.set_cluster_hosts(&name, true, |cluster| cluster.with_assignment(&assignment));
         }
-        self.assignments.insert(service, assignment);
+        self.assignments.insert(assignment.cluster_name, Assignment { bytes: bytes.into(), is_known });
         Ok(true)
+    }
+
+    /// Takes the changes of a load assignment; false if all of it is needed, or to say what is wrong with it.
+    fn change_assignment(&mut self, service: &str, changes: &AssignmentChanges) -> bool {
+        let Ok((new, 0)) = self.read_assignment(&changes.reduced) else { return false };
+        let names = self.clusters_of(service);
+        let current = names.iter().filter_map(|name| {
+            let entry = self.clusters.warming().get(name).or(self.clusters.in_force().get(name))?;
+            entry.value.with_changes(changes, &new)
+        });
+        let changed: Vec<_> = current.collect();
+        if changed.len() < names.len() {
+            return false;
+        }
+        for (name, cluster) in names.iter().zip(changed) {
+            self.set_cluster_hosts(name, true, |_| cluster);
+        }
+        true
+    }
+
+    /// Reads a load assignment; and how many of its fields are not known, which are not counted here.
+    fn read_assignment(&self, bytes: &[u8]) -> Result<(config::ClusterLoadAssignment, u64), Vec<Problem>> {
+        let counted = self.unknown_fields.get();
+        let read = self.read(bytes);
+        let unknown = self.unknown_fields.replace(counted) - counted;
+        let (proto, mut cx) = read?;
+        let read = config::ClusterLoadAssignment::from_proto(proto, &mut cx);
+        let (assignment, _) = cx.finish(read)?;
+        Ok((assignment, unknown))
     }
 
     /// Names of the clusters whose hosts are known by this service name.
     fn clusters_of(&self, service: &str) -> Vec<String> {
-        let is = |entry: &Entry<Cluster>| matches!(&entry.value.info.config.discovery, Discovery::Eds(eds) if eds.service_name == service);
-        // A cluster that was replaced may have another service name now.
-        let named = self.services.get(service).into_iter().flatten();
-        named.filter(|name| self.cluster_entries(name).any(is)).cloned().collect()
-    }
-
-    /// The cluster of this name that is in force, and the one that warms.
-    fn cluster_entries(&self, name: &str) -> impl Iterator<Item = &Entry<Cluster>> {
-        self.clusters.get(name).into_iter().chain(self.warming_clusters.get(name))
+        let mut ids: Vec<_> = self.clusters.of_service(service).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into_iter().map(|id| self.names.name(id).to_owned()).collect()
     }
 
     /// The prefix of the stats of the cluster whose hosts are known by this service name.
     pub fn stat_prefix_of_service(&self, service: &str) -> Option<&str> {
-        let names = self.services.get(service)?;
-        names.iter().find_map(|name| Some(&*self.cluster_entries(name).next()?.value.info.stat_prefix))
+        let mut clusters = self.clusters.of_service(service).map(|id| self.names.name(id));
+        clusters.find_map(|name| Some(&*self.clusters.named(name).next()?.value.info.stat_prefix))
     }
 
-    /// True if `cluster` is in force or warms.
-    pub fn holds(&self, cluster: &Arc<ClusterInfo>) -> bool {
-        self.cluster_entries(&cluster.config.name).any(|entry| Arc::ptr_eq(&entry.value.info, cluster))
+    /// Where the hosts of this service name come from, if some cluster has them.
+    pub fn source_of_service(&self, service: &str) -> Option<ConfigSource> {
+        self.clusters.source_of(service, &self.names)
     }
 
     /// Clusters in force and warming.
     pub fn all_clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
-        self.clusters.values().chain(self.warming_clusters.values()).map(|entry| &entry.value)
+        self.clusters.all()
     }
 
     /// Adds or replaces a listener, binding its addresses if they are new. True if something changed.
@@ -336,8 +373,8 @@ impl Store {
         });
         // Where only filter chains change, the listener stays the one that it was, with its version.
         let kept_origin = before.filter(|_| kept_chains.is_some() && self.is_serving).map(|entry| entry.origin.clone());
-        let (clusters, warming, refused) = (&self.clusters, &self.warming_clusters, &self.refused_clusters);
-        let exists = |name: &str| clusters.contains_key(name) || warming.contains_key(name) || refused.contains(name);
+        let (clusters, refused) = (&self.clusters, &self.refused_clusters);
+        let exists = |name: &str| clusters.has(name) || refused.contains(name);
         let mut context = CompileContext {
             names: &mut self.names,
             log_writer: &self.log_writer,
@@ -380,6 +417,7 @@ impl Store {
         let name = listener.config.name.clone();
         let entry = Entry { value: Arc::new(listener), bytes: bytes.to_vec(), origin, updated: SystemTime::now() };
         let seats = entry.value.seats.clone();
+        self.contexts_changed = ContextsChanged::ALL;
         self.warming_listeners.insert(name, entry);
         self.fill(&seats);
         self.fill_scopes();
@@ -389,31 +427,29 @@ impl Store {
 
     /// Removes a listener that came over xDS.
     fn remove_listener(&mut self, name: &str) {
+        self.contexts_changed = ContextsChanged::ALL;
         self.warming_listeners.remove(name);
         self.listeners.retain(|(n, entry)| n != name || entry.origin == Origin::Static);
     }
 
     /// Puts a cluster into force that has all it waits for; it takes the place of what served meanwhile.
     fn settle_cluster(&mut self, name: &str) {
-        let Some(entry) = self.warming_clusters.get(name) else { return };
+        let Some(entry) = self.clusters.warming().get(name) else { return };
         let mut contexts = entry.value.info.transport_sockets().filter_map(|socket| socket.tls());
         let is_settled = contexts.all(|context| context.config.secrets().all(|secret| self.secrets.is_settled(secret)));
         drop(contexts);
-        if is_settled
-            && entry.value.is_checked()
-            && !self.without_hosts.contains(name)
-            && let Some(mut entry) = self.warming_clusters.remove(name)
-        {
-            if entry.value.info.checks.is_some() {
-                entry.value = entry.value.with_health();
-            }
-            self.clusters.insert(name.to_owned(), entry);
+        if is_settled && entry.value.is_checked() && !self.without_hosts.contains(name) {
+            self.clusters.put_in_force(name, |cluster| match cluster.info.checks {
+                Some(_) => cluster.with_health(),
+                None => cluster.clone(),
+            });
         }
     }
 
     /// Puts clusters and listeners into force whose routes and secrets are there, or were waited for long enough.
     pub fn settle(&mut self) {
-        let warming: Vec<String> = self.warming_clusters.keys().cloned().collect();
+        let ready = |name: &&String| !self.without_hosts.contains(*name);
+        let warming: Vec<String> = self.clusters.warming().keys().filter(ready).cloned().collect();
         warming.iter().for_each(|name| self.settle_cluster(name));
         let has = |name: &String| {
             let is_whole = |entry: &Entry<RouteTable>| entry.value.vhds.is_none() || self.knows_virtual_hosts;
@@ -438,6 +474,7 @@ impl Store {
         let warm: Vec<String> = warm.map(|(name, _)| name.clone()).collect();
         for name in warm {
             let Some(entry) = self.warming_listeners.remove(&name) else { continue };
+            self.contexts_changed = ContextsChanged::ALL;
             if self.is_serving {
                 listen(&entry.value);
             }
@@ -460,7 +497,7 @@ impl Store {
         let done = match kind {
             ResourceType::Cluster => self.set_cluster(bytes, origin),
             ResourceType::Listener => self.set_listener(bytes, origin, true),
-            ResourceType::Endpoint => self.set_assignment(bytes),
+            ResourceType::Endpoint => self.set_assignment(name, bytes),
             ResourceType::RouteConfiguration => self.set_routes(bytes, origin),
             ResourceType::ExtensionConfig => self.set_extension(bytes, &origin),
             ResourceType::VirtualHost => self.set_virtual_host(name, bytes),
@@ -473,7 +510,7 @@ impl Store {
     /// True if a resource of this name is in force or warming.
     pub fn has(&self, kind: ResourceType, name: &str) -> bool {
         match kind {
-            ResourceType::Cluster => self.clusters.contains_key(name) || self.warming_clusters.contains_key(name),
+            ResourceType::Cluster => self.clusters.has(name),
             ResourceType::Listener => {
                 self.warming_listeners.contains_key(name) || self.listeners.iter().any(|(n, _)| n == name)
             }
@@ -502,10 +539,7 @@ impl Store {
         match kind {
             ResourceType::RouteConfiguration => drop(self.tables.remove(name)),
             ResourceType::ExtensionConfig => drop(self.extensions.known.remove(name)),
-            ResourceType::Endpoint => {
-                self.assignments.remove(name);
-                self.services.remove(name);
-            }
+            ResourceType::Endpoint => drop(self.assignments.remove(name)),
             _ => {}
         }
     }
@@ -557,7 +591,7 @@ impl Store {
         }
         let mut cx = Context::new();
         if config.validate_clusters == Some(true) {
-            for to in config.clusters().filter(|to| !self.clusters.contains_key(to.name)) {
+            for to in config.clusters().filter(|to| !self.clusters.in_force().contains_key(to.name)) {
                 cx.problem_at(&to.path(), format!("route: unknown cluster '{}'", to.name));
             }
         }
@@ -588,10 +622,7 @@ impl Store {
         }
         Snapshot {
             listeners: Arc::new(self.listeners.iter().map(|(_, entry)| entry.value.clone()).collect()),
-            clusters: Arc::new(ClusterTable::new(
-                self.clusters.values().map(|entry| entry.value.clone()),
-                Arc::new(self.names.clone()),
-            )),
+            clusters: Arc::new(self.clusters.table(&self.names)),
             routes: Arc::new(tables),
             runtime: self.runtime.clone(),
         }

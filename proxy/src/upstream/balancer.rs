@@ -28,7 +28,7 @@ use super::{
 use edf::Edf;
 use eligible::{Eligible, EligiblePriority};
 pub(super) use hash_table::Kind as TableKind;
-pub(super) use picks::Picks;
+pub(super) use picks::{Membership, Picks};
 pub use priority::PriorityLoads;
 pub(super) use priority::{Available, Loads};
 use std::{

@@ -4,7 +4,7 @@
 //! a new `ClusterInfo`. Threads tell by pointer what they may keep.
 
 use super::{
-    Breakers, ClusterId, Names,
+    Breakers, ClusterId,
     balancer::Picks,
     health_check::{Checks, is_checked},
     host::{self, HostRules, HostSet, MatchStats, SocketRule},
@@ -18,7 +18,7 @@ use weft_config::{
     self as config, ClusterLoadAssignment, Context,
     address::BindConfig,
     cluster::{Discovery, TransportSocket},
-    endpoint::Locality,
+    endpoint::{AssignmentChanges, Locality},
     load_balancing::PolicyKind,
 };
 
@@ -131,7 +131,7 @@ impl Cluster {
             stat_prefix: format!("cluster.{}", config.stat_name()).into(),
             metadata: host::metadata(&config.metadata),
             breakers: Arc::new(Breakers::new(&config.circuit_breakers)),
-            bind: config.upstream_bind_config.clone().map(Arc::new).or_else(|| bind.cloned()),
+            bind: config.upstream_bind_config.clone().or_else(|| bind.cloned()),
             added_via_api,
             zone: zone.cloned(),
             checks: config
@@ -165,6 +165,11 @@ impl Cluster {
         self.info.checks.is_none() || self.hosts.hosts().all(|host| !is_checked(host) || host.state.was_checked())
     }
 
+    /// True if a thread counts something of it before it uses it: subsets, zones.
+    pub(super) fn counts_unused(&self) -> bool {
+        self.picks.subsets.is_some() || self.info.zone.is_some()
+    }
+
     /// True if there was ever a connection to a host for others than checks.
     pub fn had_traffic(&self) -> bool {
         self.hosts.hosts().any(|host| host.state.cx_total.load(Relaxed) > 0)
@@ -176,64 +181,15 @@ impl Cluster {
         Self::with_hosts(&self.info, hosts)
     }
 
+    /// The same cluster with hosts that differ from its own by `changes`; `new` holds the new endpoints. `None`: all of them are needed.
+    pub fn with_changes(&self, changes: &AssignmentChanges, new: &ClusterLoadAssignment) -> Option<Arc<Self>> {
+        let hosts = self.hosts.changed(changes, new, &self.info.rules)?;
+        Some(Self::with_hosts(&self.info, Arc::new(hosts)))
+    }
+
     /// The same cluster with the hosts that EDS or DNS found.
     pub fn with_assignment(&self, assignment: &ClusterLoadAssignment) -> Arc<Self> {
         let hosts = HostSet::build(assignment, &self.info.rules, Some(&self.hosts));
         Self::with_hosts(&self.info, Arc::new(hosts))
-    }
-}
-
-/// All clusters of a snapshot, by number and by name.
-#[derive(Clone, Debug, Default)]
-pub struct ClusterTable {
-    clusters: Vec<Option<Arc<Cluster>>>,
-    names: Arc<Names>,
-}
-
-impl ClusterTable {
-    /// `names` gave the clusters their numbers.
-    pub fn new(clusters: impl IntoIterator<Item = Arc<Cluster>>, names: Arc<Names>) -> Self {
-        let mut table = Self { clusters: Vec::new(), names };
-        for cluster in clusters {
-            let index = cluster.info.id.0 as usize;
-            if table.clusters.len() <= index {
-                table.clusters.resize(index + 1, None);
-            }
-            table.clusters[index] = Some(cluster);
-        }
-        table
-    }
-
-    pub fn get(&self, id: ClusterId) -> Option<&Arc<Cluster>> {
-        self.clusters.get(id.0 as usize)?.as_ref()
-    }
-
-    pub fn by_name(&self, name: &str) -> Option<&Arc<Cluster>> {
-        self.get(self.names.get(name)?)
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Cluster>> {
-        self.clusters.iter().flatten()
-    }
-
-    pub(super) fn names(&self) -> &Arc<Names> {
-        &self.names
-    }
-
-    /// One more than the largest number.
-    pub(super) fn len(&self) -> usize {
-        self.clusters.len()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Snapshots go to all threads.
-    #[test]
-    fn clusters_are_shared_between_threads() {
-        fn shared<T: Send + Sync>() {}
-        shared::<ClusterTable>();
     }
 }

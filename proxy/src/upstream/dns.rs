@@ -70,7 +70,7 @@ pub struct DnsDiscovery {
 
 struct State {
     cluster: Arc<Cluster>,
-    dns: Dns,
+    dns: Box<Dns>,
     is_logical: bool,
     resolver: Rc<dyn Resolve>,
     stats: Arc<DnsStats>,
@@ -201,7 +201,7 @@ impl State {
     }
 
     fn after_answer(&self, answer: &Answer) -> Duration {
-        let Dns { refresh_rate, jitter, respect_ttl, min_refresh_rate, .. } = &self.dns;
+        let Dns { refresh_rate, jitter, respect_ttl, min_refresh_rate, .. } = &*self.dns;
         let mut wait = *refresh_rate;
         if *respect_ttl && !answer.addresses.is_empty() && !answer.ttl.is_zero() {
             wait = answer.ttl.max(*min_refresh_rate);

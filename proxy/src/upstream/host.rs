@@ -12,7 +12,9 @@ use super::{
 };
 use crate::{base::Address, observe::stream_info::Metadata, stats};
 use foldhash::{HashMap, HashSet};
+use smallvec::SmallVec;
 use std::{
+    ops::Range,
     sync::{
         Arc, LazyLock, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -23,7 +25,7 @@ use weft_config::{
     ClusterLoadAssignment,
     address::Address as ConfigAddress,
     cluster::TransportSocketMatch,
-    endpoint::{HealthCheckConfig, HealthStatus, LbEndpoint, Locality},
+    endpoint::{AssignmentChanges, GroupChanges, HealthCheckConfig, HealthStatus, LbEndpoint, Locality, MOST_WEIGHT},
 };
 
 /// One endpoint of a cluster.
@@ -207,6 +209,36 @@ pub struct HostSet {
     pub weighted_priority_health: bool,
     /// Where hosts stand by their addresses: (priority, index). Made when it is first asked for.
     by_address: OnceLock<HashMap<Address, (u32, u32)>>,
+    /// Tells it from any other.
+    id: u64,
+    /// Stands for who its hosts are: a set of the same hosts, in whatever order, has the same.
+    members: u64,
+    /// Where the endpoints of each group of its assignment stand, if each has its place there; else nothing.
+    groups: Box<[Group]>,
+    /// In what it differs from the set that it was made of, by that one's number.
+    since: Option<(u64, Box<[Splice]>)>,
+}
+
+/// Where the endpoints of one group stand: in a row, and nobody else of their locality.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    priority: u32,
+    first: u32,
+    count: u32,
+}
+
+/// Places in which two sets of hosts differ. The others hold the same hosts, in the same order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Splice {
+    pub priority: usize,
+    pub before: Range<usize>,
+    pub now: Range<usize>,
+}
+
+/// A number that no other set has.
+fn number() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Relaxed) + 1
 }
 
 /// The hosts of one priority.
@@ -281,49 +313,161 @@ impl HostSet {
             known.entry(&host.address).or_default().push(host);
         }
         let mut set = Self {
-            priorities: Vec::new(),
             overprovisioning_factor: assignment.policy.overprovisioning_factor,
             weighted_priority_health: assignment.policy.weighted_priority_health,
-            by_address: OnceLock::new(),
+            id: number(),
+            ..Self::default()
         };
+        let priorities = assignment.localities.iter().map(|group| group.priority as usize + 1).max().unwrap_or(0);
+        set.priorities.reserve_exact(priorities);
+        set.priorities.resize_with(priorities, PrioritySet::default);
+        let mut groups = Vec::with_capacity(assignment.localities.len());
+        let (mut is_plain, mut are_the_same) = (true, true);
         let mut seen = HashSet::default();
         for group in &assignment.localities {
-            let priority = group.priority as usize;
-            if set.priorities.len() <= priority {
-                set.priorities.resize_with(priority + 1, PrioritySet::default);
-            }
-            let in_priority = &mut set.priorities[priority];
-            let locality = Arc::new(group.locality.clone());
-            let mut indices = Vec::with_capacity(group.endpoints.len());
+            let in_priority = &mut set.priorities[group.priority as usize];
+            let locality = shared(&group.locality);
+            let first = in_priority.hosts.len() as u32;
+            in_priority.hosts.reserve_exact(group.endpoints.len());
             for endpoint in &group.endpoints {
                 let Some(address) = resolved(&endpoint.address) else { continue };
                 if rules.unique && !seen.insert(address.clone()) {
                     continue;
                 }
-                indices.push(in_priority.hosts.len() as u32);
-                let host = Host::new(endpoint, address, locality.clone(), group, rules);
-                let before = known.get_mut(&host.address).filter(|list| !list.is_empty()).map(|list| list.remove(0));
-                let host = host.or_known(before);
+                let before = known.get_mut(&address).filter(|list| !list.is_empty()).map(|list| list.remove(0));
+                let host = Host::new(endpoint, address, locality.clone(), group, rules, before);
+                are_the_same &= before.is_some_and(|before| Arc::ptr_eq(&before.state, &host.state));
                 host.state.health.clear(HealthFlags::PENDING_DYNAMIC_REMOVAL);
                 in_priority.hosts.push(host);
             }
+            let indices = first..in_priority.hosts.len() as u32;
+            is_plain &= indices.len() == group.endpoints.len();
+            groups.push(Group { priority: group.priority, first, count: indices.len() as u32 });
             match in_priority.localities.iter_mut().find(|l| *l.locality == *locality) {
-                Some(there) => there.hosts.extend(indices),
-                None => in_priority.localities.push(LocalityHosts {
-                    locality,
-                    weight: group.load_balancing_weight.unwrap_or_default(),
-                    hosts: indices,
-                }),
+                Some(there) => {
+                    there.hosts.extend(indices);
+                    is_plain = false;
+                }
+                None => {
+                    in_priority.localities.reserve_exact(1);
+                    in_priority.localities.push(LocalityHosts {
+                        locality,
+                        weight: group.load_balancing_weight.unwrap_or_default(),
+                        hosts: indices.collect(),
+                    });
+                }
             }
         }
+        let mut gone = known.into_values().flatten().peekable();
+        are_the_same &= gone.peek().is_none();
         if rules.checked && rules.keeps_healthy {
-            let gone = known.into_values().flatten().filter(|host| is_checked(host) && host.health_is_known_good());
-            for host in gone {
+            for host in gone.filter(|host| is_checked(host) && host.health_is_known_good()) {
                 host.state.health.set(HealthFlags::PENDING_DYNAMIC_REMOVAL);
                 set.keep(host);
+                is_plain = false;
             }
         }
+        set.members = if are_the_same { before.map_or(0, |before| before.members) } else { set.id };
+        if is_plain && rules.unique {
+            set.groups = groups.into();
+        }
         set
+    }
+
+    /// The same as [`HostSet::build`] of an assignment that differs by `changes` from the one that this set was made of, at the cost
+    /// of what changed: `new` holds the new endpoints. `None`: it cannot be made in this way.
+    pub fn changed(&self, changes: &AssignmentChanges, new: &ClusterLoadAssignment, rules: &HostRules) -> Option<Self> {
+        // Rules are looked at, and hosts kept for their health, for all together.
+        let is_plain = rules.matches.is_empty() && rules.unique && !(rules.checked && rules.keeps_healthy);
+        let fits = |(group, changes): (&Group, &GroupChanges)| group.count as usize == changes.before;
+        if !is_plain
+            || [changes.groups.len(), new.localities.len()] != [self.groups.len(); 2]
+            || !self.groups.iter().zip(&changes.groups).all(fits)
+        {
+            return None;
+        }
+        let mut set = Self {
+            overprovisioning_factor: self.overprovisioning_factor,
+            weighted_priority_health: self.weighted_priority_health,
+            id: number(),
+            ..Self::default()
+        };
+        set.priorities.reserve_exact(self.priorities.len());
+        set.priorities.resize_with(self.priorities.len(), PrioritySet::default);
+        let removed = self.groups.iter().zip(&changes.groups).flat_map(|(group, changes)| {
+            let hosts = &self.priorities[group.priority as usize].hosts[group.first as usize..];
+            changes.splices.iter().flat_map(|(before, _)| &hosts[before.clone()])
+        });
+        let mut known: HashMap<&Address, &Arc<Host>> = removed.map(|host| (&host.address, host)).collect();
+        let mut added = Added::default();
+        let mut splices = Vec::new();
+        let mut groups = Vec::with_capacity(self.groups.len());
+        let mut are_the_same = true;
+        for ((group, changes), new) in self.groups.iter().zip(&changes.groups).zip(&new.localities) {
+            let priority = group.priority as usize;
+            let (before, in_priority) = (self.priorities.get(priority)?, set.priorities.get_mut(priority)?);
+            let before = before.hosts.get(group.first as usize..)?.get(..group.count as usize)?;
+            let locality = shared(&new.locality);
+            let first = in_priority.hosts.len();
+            let hosts = &mut in_priority.hosts;
+            hosts.reserve_exact(changes.now);
+            let mut endpoints = new.endpoints.iter();
+            let mut kept_from = 0;
+            for (old, now) in &changes.splices {
+                hosts.extend_from_slice(before.get(kept_from..old.start)?);
+                kept_from = old.end;
+                for endpoint in endpoints.by_ref().take(now.len()) {
+                    let address = resolved(&endpoint.address)?;
+                    added.insert(&address).then_some(())?;
+                    let known = known.remove(&address);
+                    let host = Host::new(endpoint, address, locality.clone(), new, rules, known);
+                    are_the_same &= known.is_some_and(|known| Arc::ptr_eq(&known.state, &host.state));
+                    hosts.push(host);
+                }
+                let (was, is) = (group.first as usize, first);
+                splices.push(Splice {
+                    priority,
+                    before: was + old.start..was + old.end,
+                    now: is + now.start..is + now.end,
+                });
+            }
+            hosts.extend_from_slice(before.get(kept_from..)?);
+            let of_group = hosts.get(first..)?;
+            // As the reader of the whole would have it.
+            let weight = of_group.iter().map(|host| u64::from(host.weight)).sum::<u64>();
+            if of_group.len() != changes.now || weight > MOST_WEIGHT {
+                return None;
+            }
+            groups.push(Group { priority: group.priority, first: first as u32, count: of_group.len() as u32 });
+            in_priority.localities.reserve_exact(1);
+            in_priority.localities.push(LocalityHosts {
+                locality,
+                weight: new.load_balancing_weight.unwrap_or_default(),
+                hosts: (first as u32..hosts.len() as u32).collect(),
+            });
+        }
+        // An address counts once.
+        if !added.is_empty() && set.hosts().filter(|host| added.contains(&host.address)).count() != added.len() {
+            return None;
+        }
+        are_the_same &= known.is_empty();
+        set.members = if are_the_same { self.members } else { set.id };
+        // Those that stay are found by their rule again.
+        rules.default_match.total_match_count.add((set.hosts().count() - added.len()) as u64);
+        set.groups = groups.into();
+        set.since = Some((self.id, splices.into()));
+        Some(set)
+    }
+
+    /// Stands for who the hosts are: sets of the same hosts have the same.
+    pub fn members(&self) -> u64 {
+        self.members
+    }
+
+    /// In what this set differs from `before`, priority by priority and in ascending order, if it was made of it; all else are the same
+    /// hosts.
+    pub fn splices_since(&self, before: &Self) -> Option<&[Splice]> {
+        self.since.as_ref().filter(|(id, _)| *id == before.id).map(|(_, splices)| &**splices)
     }
 
     /// Adds a host at the end of its priority and locality.
@@ -353,11 +497,13 @@ impl HostSet {
         if !self.hosts().any(|host| lost(host)) {
             return None;
         }
+        let id = number();
         let mut next = Self {
-            priorities: Vec::new(),
             overprovisioning_factor: self.overprovisioning_factor,
             weighted_priority_health: self.weighted_priority_health,
-            by_address: OnceLock::new(),
+            id,
+            members: id,
+            ..Self::default()
         };
         for set in &self.priorities {
             let mut places = Vec::with_capacity(set.hosts.len());
@@ -398,6 +544,13 @@ impl HostSet {
         Some((priority as usize, index as usize, host))
     }
 
+    /// True if this host, whatever is new about it, is one of them.
+    pub fn holds(&self, host: &Host) -> bool {
+        let is = |other: &Arc<Host>| Arc::ptr_eq(&other.state, &host.state);
+        // Of several with one address the first is found.
+        self.find(&host.address).is_some_and(|(_, _, found)| is(found)) || self.hosts().any(is)
+    }
+
     /// All hosts, the highest priority first.
     pub fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
         self.priorities.iter().flat_map(|priority| &priority.hosts)
@@ -411,22 +564,30 @@ impl Host {
         locality: Arc<Locality>,
         group: &weft_config::endpoint::LocalityLbEndpoints,
         rules: &HostRules,
-    ) -> Self {
+        before: Option<&Arc<Self>>,
+    ) -> Arc<Self> {
         let matched = rules.matches.iter().find(|m| m.rule.takes(&endpoint.metadata) || m.rule.takes(&group.metadata));
         matched.map_or(&rules.default_match, |m| &m.stats).total_match_count.inc();
-        Self {
+        let transport_socket = matched.map_or(&rules.transport_socket, |m| &m.socket);
+        // Where connections to it were made in another way it is a different host.
+        let known = before.filter(|before| Arc::ptr_eq(transport_socket, &before.transport_socket));
+        let this = Self {
             additional_addresses: endpoint.additional_addresses.iter().filter_map(resolved).collect(),
-            hostname: endpoint.hostname.as_str().into(),
+            hostname: if endpoint.hostname.is_empty() { Arc::default() } else { endpoint.hostname.as_str().into() },
             metadata: metadata(&endpoint.metadata),
             locality,
             priority: group.priority,
             weight: endpoint.load_balancing_weight,
             eds_health: endpoint.health_status,
-            transport_socket: matched.map_or(&rules.transport_socket, |m| &m.socket).clone(),
+            transport_socket: transport_socket.clone(),
             checks: (endpoint.health_check != HealthCheckConfig::default())
                 .then(|| Box::new(endpoint.health_check.clone())),
-            state: Arc::new(rules.new_state(endpoint)),
+            state: known.map_or_else(|| Arc::new(rules.new_state(endpoint)), |known| known.state.clone()),
             address,
+        };
+        match before {
+            Some(same) if this.is_as(same) => same.clone(),
+            _ => Arc::new(this),
         }
     }
 
@@ -463,16 +624,45 @@ impl Host {
             state: self.state.clone(),
         })
     }
+}
 
-    /// The host that this one was before, or this one with the state of that.
-    fn or_known(mut self, before: Option<&Arc<Self>>) -> Arc<Self> {
-        let Some(same) = before else { return Arc::new(self) };
-        // Connections to it were made in another way: it is a different host.
-        if Arc::ptr_eq(&self.transport_socket, &same.transport_socket) {
-            self.state = same.state.clone();
+/// The addresses of the endpoints that are new: few as a rule, so that it is quicker to compare than to hash.
+#[derive(Default)]
+struct Added {
+    few: SmallVec<[Address; 4]>,
+    many: HashSet<Address>,
+}
+
+impl Added {
+    /// False if it is there.
+    fn insert(&mut self, address: &Address) -> bool {
+        if self.contains(address) {
+            return false;
         }
-        if self.is_as(same) { same.clone() } else { Arc::new(self) }
+        match self.few.len() < self.few.inline_size() {
+            true => self.few.push(address.clone()),
+            false => drop(self.many.insert(address.clone())),
+        }
+        true
     }
+
+    fn contains(&self, address: &Address) -> bool {
+        self.few.contains(address) || !self.many.is_empty() && self.many.contains(address)
+    }
+
+    fn len(&self) -> usize {
+        self.few.len() + self.many.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.few.is_empty()
+    }
+}
+
+/// Most hosts are in no locality, which is one for all of them.
+fn shared(locality: &Locality) -> Arc<Locality> {
+    static NOWHERE: LazyLock<Arc<Locality>> = LazyLock::new(Arc::default);
+    if locality.is_empty() { NOWHERE.clone() } else { Arc::new(locality.clone()) }
 }
 
 /// Metadata as streams carry it.

@@ -13,33 +13,31 @@ use crate::{
     observe::stats::Registry,
     transport::{
         Meter,
-        tls::{
-            ClientOptions, SslStats,
-            stats::{ClientSocketFactoryStats, Expirations},
-        },
+        tls::{ClientOptions, SslStats, stats::ClientSocketFactoryStats},
     },
 };
 use std::{
     cell::{Cell, OnceCell},
     rc::Rc,
-    sync::atomic::Ordering::Relaxed,
-    sync::{Arc, Weak},
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 use weft_config::{
     http_protocol_options::{self as config, CommonHttpProtocolOptions, UpstreamProtocol},
     route::Priority,
 };
 
+type TlsStats = (Arc<SslStats>, Arc<ClientSocketFactoryStats>);
+
 /// What all clusters of a thread have in common.
 pub(super) struct Context {
     pub registry: Registry,
     pub connector: Rc<dyn Connect>,
-    /// The control thread: its stats show before there was any traffic.
-    pub is_control: bool,
     /// Hosts under TLS are looked at again when authorities or CRLs change.
     pub looks_again: Cell<bool>,
     /// By [`Alpn`].
     tls_options: [Rc<ClientOptions>; 4],
+    /// For clusters that speak no TLS, which have no such stats.
+    no_tls: TlsStats,
 }
 
 /// What is offered by ALPN where a cluster's TLS says nothing of it.
@@ -66,9 +64,15 @@ impl Alpn {
 }
 
 impl Context {
-    pub fn new(registry: Registry, connector: Rc<dyn Connect>, is_control: bool) -> Self {
+    pub fn new(registry: Registry, connector: Rc<dyn Connect>) -> Self {
         let options = |alpn: Alpn| Rc::new(ClientOptions { alpn_fallback: alpn.offer(), ..Default::default() });
-        Self { registry, connector, is_control, looks_again: Cell::new(false), tls_options: Alpn::ALL.map(options) }
+        Self {
+            registry,
+            connector,
+            looks_again: Cell::new(false),
+            tls_options: Alpn::ALL.map(options),
+            no_tls: TlsStats::default(),
+        }
     }
 
     /// For connections that nothing else is said of.
@@ -84,23 +88,18 @@ pub(super) struct Shared {
     stats: OnceCell<Arc<ClusterStats>>,
     http1: OnceCell<Rc<h1::ClientOptions>>,
     http2: OnceCell<Rc<h2::ClientOptions>>,
-    tls: OnceCell<(Arc<SslStats>, Arc<ClientSocketFactoryStats>)>,
+    tls: OnceCell<TlsStats>,
 }
 
 impl Shared {
-    /// `stats`: of the cluster's earlier configuration, which go on.
-    pub fn new(info: Arc<ClusterInfo>, context: Rc<Context>, stats: Option<Arc<ClusterStats>>) -> Rc<Self> {
-        let stats = stats.map(OnceCell::from).unwrap_or_default();
-        Rc::new(Self { info, context, stats, http1: OnceCell::new(), http2: OnceCell::new(), tls: OnceCell::new() })
+    /// `before`: the cluster with an earlier configuration, whose stats go on.
+    pub fn new(info: Arc<ClusterInfo>, context: Rc<Context>, before: Option<&Self>) -> Rc<Self> {
+        let (stats, tls) = before.map(|before| (before.stats.clone(), before.tls.clone())).unwrap_or_default();
+        Rc::new(Self { info, context, stats, http1: OnceCell::new(), http2: OnceCell::new(), tls })
     }
 
     pub fn stats(&self) -> &Arc<ClusterStats> {
         self.stats.get_or_init(|| self.context.registry.attach(&self.info.stat_prefix))
-    }
-
-    /// The stats, if anything was counted yet.
-    pub fn stats_if_used(&self) -> Option<&Arc<ClusterStats>> {
-        self.stats.get()
     }
 
     pub fn common(&self) -> &CommonHttpProtocolOptions {
@@ -148,30 +147,13 @@ impl Shared {
         })
     }
 
-    fn tls_stats(&self) -> &(Arc<SslStats>, Arc<ClientSocketFactoryStats>) {
-        let attach = |name: &str| format!("{}.{name}", self.info.stat_prefix);
-        let registry = &self.context.registry;
-        self.tls.get_or_init(|| {
-            // A cluster that speaks no TLS has no such stats.
-            match self.info.transport_sockets().any(|socket| socket.tls().is_some()) {
-                true => (registry.attach(&attach("ssl")), registry.attach(&attach("client_ssl_socket_factory"))),
-                false => Default::default(),
-            }
-        })
-    }
-
-    /// Makes the stats of TLS visible, where it is spoken.
-    pub fn show_tls_stats(&self) {
-        self.tls_stats();
-        let contexts: Vec<_> =
-            self.info.transport_sockets().filter_map(|socket| socket.tls()).map(Arc::downgrade).collect();
-        if !contexts.is_empty() {
-            let read =
-                move || contexts.iter().filter_map(Weak::upgrade).flat_map(|context| context.expirations()).collect();
-            let prefix = format!("{}.ssl.certificate", self.info.stat_prefix);
-            self.context.registry.detach(&prefix);
-            self.context.registry.attach_group(&prefix, Arc::new(Expirations::new(read)));
+    fn tls_stats(&self) -> &TlsStats {
+        if !self.info.transport_sockets().any(|socket| socket.tls().is_some()) {
+            return &self.context.no_tls;
         }
+        let name = |name: &str| format!("{}.{name}", self.info.stat_prefix);
+        let registry = &self.context.registry;
+        self.tls.get_or_init(|| (registry.attach(&name("ssl")), registry.attach(&name("client_ssl_socket_factory"))))
     }
 
     /// Takes a connection's place with the breakers. `needed`: without this one nothing would ever be served.

@@ -1,11 +1,6 @@
-//! `cluster.NAME.*`: one group per thread and cluster; the control thread's is there from the start, so that all names show.
+//! `cluster.NAME.*`: one group per thread and cluster that it uses. What shows before there is any traffic is in `shown.rs`.
 
-use super::breakers::{Breakers, Resources};
-use crate::{
-    observe::stats::{Gauge, StatGroup, StatRef},
-    stats,
-};
-use std::sync::{Arc, Mutex};
+use crate::stats;
 
 stats! {
     /// `cluster.NAME.ring_hash_lb.*`; the control thread's.
@@ -147,47 +142,5 @@ stats! {
         counter update_rejected,
         gauge update_time,
         histogram(Milliseconds) update_duration,
-    }
-}
-
-/// `cluster.NAME.circuit_breakers.*`, computed from the breakers when it is read.
-#[derive(Default)]
-pub(super) struct BreakerStats(Mutex<Option<Arc<Breakers>>>);
-
-impl BreakerStats {
-    /// Shows these breakers from now on.
-    pub fn set(&self, breakers: Arc<Breakers>) {
-        if let Ok(mut shown) = self.0.lock() {
-            *shown = Some(breakers);
-        }
-    }
-}
-
-impl StatGroup for BreakerStats {
-    fn visit(&self, visit: &mut dyn FnMut(&str, StatRef<'_>)) {
-        let Some(breakers) = self.0.lock().ok().and_then(|shown| shown.clone()) else { return };
-        let mut show = |name: String, value: u64| {
-            let gauge = Gauge::default();
-            gauge.set(value);
-            visit(&name, StatRef::Gauge(&gauge));
-        };
-        for (priority, resources) in [("default", &breakers.default), ("high", &breakers.high)] {
-            let Resources { connections, pending_requests, requests, retries, track_remaining, .. } = resources;
-            let all = [
-                ("cx", "cx", connections.current(), connections.max()),
-                ("rq_pending", "pending", pending_requests.current(), pending_requests.max()),
-                ("rq", "rq", requests.current(), requests.max()),
-                ("rq_retry", "retries", retries.current(), resources.max_retries()),
-            ];
-            for (name, left, current, max) in all {
-                // Envoy looks when something is taken or given back: a breaker that lets nothing pass never shows as open.
-                let open = current >= max && current > 0;
-                show(format!("circuit_breakers.{priority}.{name}_open"), u64::from(open));
-                if *track_remaining {
-                    show(format!("circuit_breakers.{priority}.remaining_{left}"), max.saturating_sub(current).into());
-                }
-            }
-            show(format!("circuit_breakers.{priority}.cx_pool_open"), 0);
-        }
     }
 }

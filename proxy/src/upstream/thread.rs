@@ -1,6 +1,7 @@
 //! The upstream side of one thread: its clusters, their hosts, the way to a stream.
 //!
-//! Each worker has one [`Upstreams`], and the control thread, whose own streams (xDS) go the same way. Invariant: a cluster whose
+//! Each worker has one [`Upstreams`], and the control thread, whose own streams (xDS) go the same way. What a thread has of a
+//! cluster is made when it is first used: thousands that a thread never sends to cost it a pointer each. Invariant: a cluster whose
 //! configuration is unchanged keeps its pools and its place in round robin when its hosts change.
 
 mod thread_host;
@@ -8,10 +9,10 @@ mod thread_host;
 pub use thread_host::ThreadHost;
 
 use super::{
-    ClusterId, Names,
+    Changed, ClusterId, ClusterTable,
     aggregate::Aggregate,
-    balancer::{Balancer, LocalHosts, PickContext, PriorityLoads, RetryContext, TableKind},
-    cluster::{Cluster, ClusterInfo, ClusterTable, LocalZone},
+    balancer::{Balancer, LocalHosts, PickContext, PriorityLoads, RetryContext},
+    cluster::{Cluster, ClusterInfo, LocalZone},
     connect::{Connect, Connected, Sockets},
     connection::{Tally, UpstreamConnection},
     health::Health,
@@ -22,7 +23,8 @@ use super::{
     pool::{self, Opened, PoolKey},
     server_names::ServerNames,
     shared::{Alpn, Context, Shared},
-    stats::{BreakerStats, ClusterStats, MaglevStats, RingHashStats, SubsetStats},
+    shown::Shown,
+    stats::ClusterStats,
 };
 use crate::{
     base::{ConnectionInfo, RuntimeSnapshot, StreamError},
@@ -38,27 +40,28 @@ use crate::{
 };
 use foldhash::{HashMap, HashSet};
 use http::HeaderMap;
-use std::{
-    cell::{OnceCell, RefCell},
-    future::Future,
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::RefCell, future::Future, ops::Range, rc::Rc, sync::Arc, time::Duration};
 use weft_config::{cluster::Discovery, http_protocol_options::UpstreamProtocol, route::Priority};
 
 /// All clusters as one thread has them.
 pub struct Upstreams {
     context: Rc<Context>,
+    table: RefCell<ClusterTable>,
+    /// Those that this thread has used, by number.
     clusters: RefCell<Vec<Option<Rc<ThreadCluster>>>>,
-    names: RefCell<Arc<Names>>,
+    /// Those of them that are made of others.
+    aggregates: RefCell<Vec<Rc<ThreadCluster>>>,
+    /// By number; on the control thread.
+    shown: Option<RefCell<Vec<Option<Shown>>>>,
     internals: Rc<Internals>,
+    /// Where we are, if a local cluster is named.
+    zone: RefCell<Option<Arc<LocalZone>>>,
     /// The local cluster as it is now, with its hosts by zone.
     local: RefCell<Option<(Arc<Cluster>, Arc<LocalHosts>)>>,
 }
 
 impl Upstreams {
-    /// `is_control`: for the control thread, which shows the stats of clusters that were not used yet.
+    /// `is_control`: for the control thread, which shows the stats of all clusters.
     pub fn new(registry: Registry, is_control: bool) -> Rc<Self> {
         let internals = Rc::<Internals>::default();
         Self::build(registry, is_control, Rc::new(Sockets(internals.clone())), internals)
@@ -80,12 +83,14 @@ impl Upstreams {
     }
 
     fn build(registry: Registry, is_control: bool, connector: Rc<dyn Connect>, internals: Rc<Internals>) -> Rc<Self> {
-        let context = Rc::new(Context::new(registry, connector, is_control));
         Rc::new(Self {
-            context,
+            context: Rc::new(Context::new(registry, connector)),
+            table: RefCell::default(),
             clusters: RefCell::default(),
-            names: RefCell::default(),
+            aggregates: RefCell::default(),
+            shown: is_control.then(RefCell::default),
             internals,
+            zone: RefCell::default(),
             local: RefCell::default(),
         })
     }
@@ -97,89 +102,173 @@ impl Upstreams {
 
     /// Takes over a snapshot's clusters: keeps what stayed, drains what went.
     pub fn apply(&self, table: &ClusterTable) {
-        *self.names.borrow_mut() = table.names().clone();
-        let before = self.clusters.take();
-        let mut after = Vec::with_capacity(table.len());
-        for index in 0..table.len().max(before.len()) {
-            let old = before.get(index).and_then(Option::as_ref);
-            let new = table.get(ClusterId(index as u32));
-            after.push(match (old, new) {
-                (None, None) => None,
-                (Some(old), Some(new)) if Arc::ptr_eq(&old.shared.info, &new.info) => {
-                    old.update(new);
-                    Some(old.clone())
-                }
-                (old, Some(new)) => {
-                    let next = ThreadCluster::new(new, &self.context, old.map(|old| &**old));
-                    if let Some(old) = old {
-                        old.retire(next.info().stat_prefix != old.info().stat_prefix);
-                    }
-                    Some(next)
-                }
-                (Some(old), None) => {
-                    old.retire(true);
-                    None
-                }
-            });
+        let before = self.table.replace(table.clone());
+        let mut is_new = false;
+        for changed in table.changes(&before) {
+            self.change(changed);
+            is_new = true;
         }
-        *self.clusters.borrow_mut() = after;
-        self.set_local(table.iter().find_map(|cluster| cluster.info.zone.as_ref()));
-        self.aggregate();
+        if is_new {
+            self.follow_members();
+        }
     }
 
     /// Takes over clusters whose hosts changed their health.
     pub fn update(&self, clusters: &[Arc<Cluster>]) {
         for next in clusters {
-            let cluster = self.get(next.info.id).filter(|cluster| Arc::ptr_eq(&cluster.shared.info, &next.info));
-            if let Some(cluster) = cluster {
-                cluster.update(next);
+            let id = next.info.id;
+            let before = self.table.borrow().get(id).cloned();
+            if before.as_ref().is_some_and(|before| Arc::ptr_eq(&before.info, &next.info)) {
+                self.table.borrow_mut().set(id, Some(next.clone()));
+                self.change(Changed { id, before: before.as_ref(), now: Some(next) });
             }
         }
-        self.set_local(clusters.iter().find_map(|cluster| cluster.info.zone.as_ref()));
-        self.aggregate();
+        self.follow_members();
     }
 
-    /// Makes aggregates anew of what their members are now.
-    fn aggregate(&self) {
-        for cluster in self.clusters.borrow().iter().flatten() {
-            if let (Discovery::Aggregate(names), Some(seat)) = (&cluster.info().config.discovery, &cluster.aggregate) {
-                let members = names.iter().filter_map(|name| self.by_name(name));
-                let threshold = cluster.info().config.load_balancing.healthy_panic_threshold;
-                *seat.borrow_mut() = Rc::new(Aggregate::new(members, threshold));
+    /// One cluster came, went or is another now.
+    fn change(&self, changed: Changed<'_>) {
+        let used = self.used(changed.id);
+        let next = match (&used, changed.now) {
+            (Some(used), Some(now)) if Arc::ptr_eq(&used.shared.info, &now.info) => {
+                used.update(now);
+                used.clone()
             }
+            (None, Some(now)) if !now.counts_unused() => return self.show(changed),
+            (_, Some(now)) => {
+                let next = ThreadCluster::new(now, &self.context, used.as_deref());
+                if let Some(used) = used {
+                    used.retire(next.info().stat_prefix != used.info().stat_prefix);
+                }
+                self.seat(next.clone());
+                next
+            }
+            (Some(used), None) => {
+                used.retire(true);
+                if let Some(seat) = self.clusters.borrow_mut().get_mut(changed.id.0 as usize) {
+                    *seat = None;
+                }
+                used.clone()
+            }
+            (None, None) => return self.show(changed),
+        };
+        if next.aggregate.is_some() {
+            let mut aggregates = self.aggregates.borrow_mut();
+            aggregates.retain(|other| other.info().id != changed.id);
+            if changed.now.is_some() {
+                aggregates.push(next);
+            }
+        }
+        self.show(changed);
+    }
+
+    /// Shows what is new of a cluster, on the thread that shows them.
+    fn show(&self, Changed { id, before, now }: Changed<'_>) {
+        let Some(shown) = &self.shown else { return };
+        let (mut shown, registry) = (shown.borrow_mut(), &self.context.registry);
+        let index = id.0 as usize;
+        if shown.len() <= index {
+            shown.resize_with(index + 1, || None);
+        }
+        let seat = &mut shown[index];
+        match (seat.as_mut(), before, now) {
+            (Some(there), Some(before), Some(now)) if before.info.stat_prefix == now.info.stat_prefix => {
+                there.follow(before, now, registry);
+            }
+            (_, before, now) => {
+                if let (Some(there), Some(before)) = (seat.take(), before) {
+                    there.retire(&before.info.stat_prefix, registry);
+                }
+                *seat = now.map(|now| Shown::new(now, registry));
+            }
+        }
+    }
+
+    /// Takes over what follows from clusters for others.
+    fn follow_members(&self) {
+        self.set_local();
+        let aggregates = self.aggregates.borrow().clone();
+        aggregates.iter().for_each(|cluster| self.aggregate(cluster));
+    }
+
+    /// Makes an aggregate anew of what its members are now.
+    fn aggregate(&self, cluster: &ThreadCluster) {
+        if let (Discovery::Aggregate(names), Some(seat)) = (&cluster.info().config.discovery, &cluster.aggregate) {
+            let members = names.iter().filter_map(|name| self.by_name(name));
+            let threshold = cluster.info().config.load_balancing.healthy_panic_threshold;
+            let aggregate = Rc::new(Aggregate::new(members, threshold));
+            *seat.borrow_mut() = aggregate;
         }
     }
 
     /// Tells all clusters who is in which zone of the local one.
-    fn set_local(&self, zone: Option<&Arc<LocalZone>>) {
-        let Some(cluster) = zone.and_then(|zone| self.by_name(&zone.cluster)) else { return };
-        let now = cluster.cluster.borrow().clone();
-        let mut local = self.local.borrow_mut();
-        let hosts = match &*local {
-            Some((before, hosts)) if Arc::ptr_eq(before, &now) => hosts.clone(),
+    fn set_local(&self) {
+        let zone = self.zone.borrow().clone();
+        let now = zone.and_then(|zone| self.table.borrow().by_name(&zone.cluster).cloned());
+        let Some(now) = now else { return };
+        let hosts = match &*self.local.borrow() {
+            Some((before, _)) if Arc::ptr_eq(before, &now) => return,
             _ => Arc::new(now.picks.local_hosts()),
         };
-        *local = Some((now, hosts.clone()));
-        drop(local);
+        *self.local.borrow_mut() = Some((now, hosts.clone()));
         self.clusters().iter().for_each(|cluster| cluster.set_local(&hosts));
     }
 
-    pub fn get(&self, id: ClusterId) -> Option<Rc<ThreadCluster>> {
+    fn used(&self, id: ClusterId) -> Option<Rc<ThreadCluster>> {
         self.clusters.borrow().get(id.0 as usize)?.clone()
+    }
+
+    /// Puts a cluster where it is found by its number; what is said to all of them is said to it.
+    fn seat(&self, cluster: Rc<ThreadCluster>) {
+        let info = cluster.info();
+        if info.zone.is_some() {
+            self.zone.borrow_mut().clone_from(&info.zone);
+        }
+        if let Some((_, hosts)) = &*self.local.borrow() {
+            cluster.set_local(hosts);
+        }
+        let mut clusters = self.clusters.borrow_mut();
+        let index = info.id.0 as usize;
+        if clusters.len() <= index {
+            clusters.resize(index + 1, None);
+        }
+        clusters[index] = Some(cluster.clone());
+    }
+
+    /// The cluster of this number, made if it is used for the first time.
+    pub fn get(&self, id: ClusterId) -> Option<Rc<ThreadCluster>> {
+        if let Some(used) = self.clusters.borrow().get(id.0 as usize)
+            && let Some(used) = used
+        {
+            return Some(used.clone());
+        }
+        self.first_use(id)
+    }
+
+    #[cold]
+    fn first_use(&self, id: ClusterId) -> Option<Rc<ThreadCluster>> {
+        let cluster = self.table.borrow().get(id)?.clone();
+        let new = ThreadCluster::new(&cluster, &self.context, None);
+        self.seat(new.clone());
+        if new.aggregate.is_some() {
+            self.aggregates.borrow_mut().push(new.clone());
+            self.aggregate(&new);
+        }
+        Some(new)
     }
 
     /// For names that come with requests.
     pub fn by_name(&self, name: &str) -> Option<Rc<ThreadCluster>> {
-        let id = self.names.borrow().get(name)?;
+        let id = self.table.borrow().id(name)?;
         self.get(id)
     }
 
     /// The name of a cluster, whether or not it is there.
     pub fn name(&self, id: ClusterId) -> String {
-        self.names.borrow().name(id).to_owned()
+        self.table.borrow().name(id).to_owned()
     }
 
-    /// All clusters, in the order of their numbers.
+    /// The clusters that this thread has used, in the order of their numbers.
     pub fn clusters(&self) -> Vec<Rc<ThreadCluster>> {
         self.clusters.borrow().iter().flatten().cloned().collect()
     }
@@ -195,10 +284,6 @@ pub struct ThreadCluster {
     original_dst: Option<Rc<OriginalDstHosts>>,
     /// Other clusters, where it is made of such.
     aggregate: Option<RefCell<Rc<Aggregate>>>,
-    breaker_stats: Option<Arc<BreakerStats>>,
-    ring_stats: OnceCell<Arc<RingHashStats>>,
-    maglev_stats: OnceCell<Arc<MaglevStats>>,
-    subset_stats: OnceCell<Arc<SubsetStats>>,
 }
 
 /// What a pick may depend on.
@@ -242,14 +327,7 @@ pub enum ProtocolChoice {
 impl ThreadCluster {
     fn new(cluster: &Arc<Cluster>, context: &Rc<Context>, before: Option<&Self>) -> Rc<Self> {
         let before = before.filter(|old| old.info().stat_prefix == cluster.info.stat_prefix);
-        let stats = before.and_then(|old| old.shared.stats_if_used().cloned());
-        let shared = Shared::new(cluster.info.clone(), context.clone(), stats);
-        let breaker_stats = context.is_control.then(|| {
-            let stats = before.and_then(|old| old.breaker_stats.clone());
-            let stats = stats.unwrap_or_else(|| context.registry.attach(&cluster.info.stat_prefix));
-            stats.set(cluster.info.breakers.clone());
-            stats
-        });
+        let shared = Shared::new(cluster.info.clone(), context.clone(), before.map(|old| &*old.shared));
         let config = &cluster.info.config;
         let original_dst = match &config.discovery {
             Discovery::OriginalDst(rules) => Some(OriginalDstHosts::new(rules.clone(), shared.clone())),
@@ -263,24 +341,7 @@ impl ThreadCluster {
             shared,
             original_dst,
             aggregate: matches!(&config.discovery, Discovery::Aggregate(_)).then(RefCell::default),
-            breaker_stats,
-            ring_stats: OnceCell::new(),
-            maglev_stats: OnceCell::new(),
-            subset_stats: OnceCell::new(),
         };
-        if context.is_control {
-            this.shared.show_tls_stats();
-            for (name, stats) in cluster.info.match_stats() {
-                let prefix = format!("{}.{name}", cluster.info.stat_prefix);
-                context.registry.detach(&prefix);
-                context.registry.attach_group(&prefix, stats.clone());
-            }
-            if cluster.hosts.hosts().next().is_some() {
-                this.stats().membership_change.inc();
-            }
-            this.show_membership(&cluster.hosts);
-            this.show_tables(cluster);
-        }
         let subsets_before = before.map(|old| old.cluster.borrow().clone());
         this.count_subsets(subsets_before.as_deref(), Some(cluster));
         Rc::new(this)
@@ -296,40 +357,49 @@ impl ThreadCluster {
         let local = self.balancer.borrow().local().cloned();
         self.balance(next, local);
         self.count_subsets(Some(&before), Some(next));
-        if self.shared.context.is_control {
-            self.show_tables(next);
-        }
         if Arc::ptr_eq(&before.hosts, &next.hosts) {
             self.health_changed();
             return;
         }
-        let mut known: HashMap<_, _> = self
-            .hosts
-            .take()
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|host| (Arc::as_ptr(&host.host.state), host))
-            .collect();
-        let mut hosts = vacant(&next.hosts);
-        for (set, seats) in next.hosts.priorities.iter().zip(&mut hosts) {
-            for (host, seat) in set.hosts.iter().zip(seats) {
-                *seat = known.remove(&Arc::as_ptr(&host.state)).map(|there| there.now(host));
-            }
-        }
-        *self.hosts.borrow_mut() = hosts;
-        known.values().for_each(|gone| gone.pools.retire());
-        let members = |set: &HostSet| set.hosts().map(|host| Arc::as_ptr(&host.state)).collect::<HashSet<_>>();
-        let changed = members(&before.hosts) != members(&next.hosts);
-        if changed && config.load_balancing.close_connections_on_host_set_change {
+        self.seat_hosts(&before.hosts, &next.hosts);
+        if before.hosts.members() != next.hosts.members() && config.load_balancing.close_connections_on_host_set_change
+        {
             self.hosts.borrow().iter().flatten().flatten().for_each(|host| host.pools.drain());
         }
-        if self.shared.context.is_control {
-            if changed {
-                self.stats().membership_change.inc();
+    }
+
+    /// The hosts that stay keep what this thread has of them; the others are done with.
+    fn seat_hosts(&self, before: &HostSet, next: &HostSet) {
+        let mut seats = self.hosts.borrow_mut();
+        let mut gone: Vec<Rc<ThreadHost>> = Vec::new();
+        let splices = next.splices_since(before);
+        match splices {
+            // From the last on: places before it are still those that they were.
+            Some(splices) => {
+                for splice in splices.iter().rev() {
+                    let Some(set) = seats.get_mut(splice.priority) else { continue };
+                    let removed = set.splice(splice.before.clone(), std::iter::repeat_n(None, splice.now.len()));
+                    gone.extend(removed.flatten());
+                }
             }
-            self.show_membership(&next.hosts);
+            None => {
+                gone.extend(std::mem::take(&mut *seats).into_iter().flatten().flatten());
+                *seats = vacant(next);
+            }
         }
+        let mut known: HashMap<_, _> = gone.into_iter().map(|host| (Arc::as_ptr(&host.host.state), host)).collect();
+        let mut look = |priority: usize, places: Range<usize>| {
+            let (Some(set), Some(seats)) = (next.priorities.get(priority), seats.get_mut(priority)) else { return };
+            for (host, seat) in set.hosts.iter().zip(seats).take(places.end).skip(places.start) {
+                *seat = known.remove(&Arc::as_ptr(&host.state)).map(|there| there.now(host));
+            }
+        };
+        match splices {
+            Some(splices) => splices.iter().for_each(|splice| look(splice.priority, splice.now.clone())),
+            None => next.priorities.iter().enumerate().for_each(|(i, set)| look(i, 0..set.hosts.len())),
+        }
+        drop(seats);
+        known.values().for_each(|gone| gone.pools.retire());
     }
 
     /// Picks go by what `cluster` has from now on.
@@ -367,54 +437,12 @@ impl ThreadCluster {
         stats.lb_subsets_active.set(after.map_or(0, |after| after.len() as u64));
     }
 
-    /// Shows how large the tables of consistent hashing are, and which hosts subsets leave out.
-    fn show_tables(&self, cluster: &Cluster) {
-        let registry = &self.shared.context.registry;
-        if let Some(subsets) = &cluster.picks.subsets {
-            let stats = self.subset_stats.get_or_init(|| registry.attach(&self.shared.info.stat_prefix));
-            stats.lb_subsets_single_host_per_subset_duplicate.set(subsets.duplicates);
-        }
-        let tables = cluster.picks.any.priorities.iter().filter_map(|priority| priority.table.as_ref());
-        for table in tables {
-            match &table.kind {
-                TableKind::Ring(ring) => {
-                    let attach = || registry.attach(&format!("{}.ring_hash_lb", self.shared.info.stat_prefix));
-                    let stats = self.ring_stats.get_or_init(attach);
-                    stats.size.set(ring.len() as u64);
-                    stats.min_hashes_per_host.set(ring.per_host.0);
-                    stats.max_hashes_per_host.set(ring.per_host.1);
-                }
-                TableKind::Maglev(maglev) => {
-                    let attach = || registry.attach(&format!("{}.maglev_lb", self.shared.info.stat_prefix));
-                    let stats = self.maglev_stats.get_or_init(attach);
-                    stats.min_entries_per_host.set(maglev.per_host.0);
-                    stats.max_entries_per_host.set(maglev.per_host.1);
-                }
-            }
-        }
-    }
-
     /// Hosts changed their health: what follows from it but for the picks.
     fn health_changed(&self) {
-        let hosts = self.host_set();
-        let config = &self.shared.info.config;
-        if config.close_connections_on_host_health_failure {
+        if self.shared.info.config.close_connections_on_host_health_failure {
             let unhealthy = |host: &&Rc<ThreadHost>| host.host.health() == Health::Unhealthy;
             self.hosts.borrow().iter().flatten().flatten().filter(unhealthy).for_each(|host| host.pools.drain());
         }
-        if self.shared.context.is_control {
-            self.show_membership(&hosts);
-        }
-    }
-
-    fn show_membership(&self, hosts: &HostSet) {
-        let stats = self.stats();
-        let count = |health| hosts.hosts().filter(|host| host.health() == health).count() as u64;
-        stats.membership_total.set(hosts.hosts().count() as u64);
-        stats.membership_healthy.set(count(Health::Healthy));
-        stats.membership_degraded.set(count(Health::Degraded));
-        stats.membership_excluded.set(hosts.hosts().filter(|host| host.is_excluded()).count() as u64);
-        stats.max_host_weight.set(hosts.hosts().map(|host| host.weight).max().unwrap_or_default().into());
     }
 
     /// The cluster is gone, or has another configuration.
@@ -429,16 +457,6 @@ impl ThreadCluster {
         }
         if let Some(hosts) = &self.original_dst {
             hosts.retire();
-        }
-        if forget_stats && self.shared.context.is_control {
-            self.shared.context.registry.detach(&self.shared.info.stat_prefix);
-            let rules = self.shared.info.match_stats().map(|(name, _)| name);
-            for part in ["ring_hash_lb", "maglev_lb", "http2", "ssl", "ssl.certificate", "client_ssl_socket_factory"]
-                .into_iter()
-                .chain(rules)
-            {
-                self.shared.context.registry.detach(&format!("{}.{part}", self.shared.info.stat_prefix));
-            }
         }
     }
 

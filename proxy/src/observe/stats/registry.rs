@@ -17,7 +17,7 @@ pub struct Registry(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    groups: HashMap<Arc<str>, SmallVec<[Arc<dyn StatGroup>; 1]>>,
+    groups: HashMap<Arc<str>, SmallVec<[Arc<dyn StatGroup>; 2]>>,
     /// `None`: there are all stats.
     matcher: Option<StatsMatcher>,
     /// What counters had when they were reset.

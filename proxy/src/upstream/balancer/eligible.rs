@@ -30,7 +30,7 @@ pub(in crate::upstream) struct EligiblePriority {
     /// The first of the localities is our own.
     pub has_local: bool,
     /// Where the policy has one.
-    pub table: Option<HashTable>,
+    pub table: Option<Box<HashTable>>,
 }
 
 #[derive(Debug)]
@@ -61,9 +61,11 @@ enum Hosts {
     Some(Box<[u32]>),
 }
 
-/// How a host was found when the lists were made: the same in all of them.
+/// How a host was found when the lists were made: the same in all of them. Hosts are looked at once; what is made of them
+/// goes by this, which lies close together.
 #[derive(Clone, Copy)]
 pub(in crate::upstream) struct Found {
+    pub weight: u32,
     pub health: Health,
     pub is_excluded: bool,
 }
@@ -92,7 +94,7 @@ impl Found {
     pub fn all(hosts: &HostSet) -> Vec<Vec<Self>> {
         let of = |host: &Arc<Host>| {
             let flags = host.health_flags();
-            Self { health: flags.health(), is_excluded: flags.is_excluded() }
+            Self { weight: host.weight, health: flags.health(), is_excluded: flags.is_excluded() }
         };
         hosts.priorities.iter().map(|set| set.hosts.iter().map(of).collect()).collect()
     }
@@ -111,7 +113,7 @@ impl Eligible {
         let loads = Loads::new(hosts, found, &lists, rules.panic_threshold);
         let mut this = Self { loads, priorities: lists.into() };
         for (i, (set, list)) in hosts.priorities.iter().zip(&mut this.priorities).enumerate() {
-            list.table = HashTable::build(set, list, this.loads.is_panic(i), rules);
+            list.table = HashTable::build(set, list, this.loads.is_panic(i), rules).map(Box::new);
         }
         this
     }
@@ -121,9 +123,9 @@ impl EligiblePriority {
     fn new(set: &PrioritySet, found: &[Found], members: Option<&[u32]>, factor: u32, rules: Rules<'_>) -> Self {
         let at = |i: u32| found.get(i as usize);
         let having = |health: Health| move |i: &u32| at(*i).is_some_and(|found| found.health == health);
-        let list = |keep: &dyn Fn(&u32) -> bool| match members {
-            Some(members) => List::new(members.iter().copied().filter(|i| keep(i)), set),
-            None => List::new((0..set.hosts.len() as u32).filter(|i| keep(i)), set),
+        let of_health = |health: Health| match members {
+            Some(members) => List::new(members.iter().copied().filter(having(health)), found),
+            None => List::with(found, health),
         };
         let wants_localities = match rules.policy.locality {
             LocalityLb::Weighted => rules.weights != LocalityWeights::None,
@@ -151,10 +153,10 @@ impl EligiblePriority {
             localities.push(EligibleLocality {
                 locality: locality.locality.clone(),
                 shares: [share(healthy.len()), share(degraded.len())],
-                healthy_weight: healthy.iter().map(|i| weight_of(set, *i)).sum(),
-                healthy: List::new(healthy.into_iter(), set),
-                degraded: List::new(degraded.into_iter(), set),
-                all: List::new(mine.into_iter(), set),
+                healthy_weight: healthy.iter().map(|i| u64::from(weight_of(found, *i))).sum(),
+                healthy: List::new(healthy.into_iter(), found),
+                degraded: List::new(degraded.into_iter(), found),
+                all: List::new(mine.into_iter(), found),
                 weight,
             });
         }
@@ -164,9 +166,12 @@ impl EligiblePriority {
         });
         let has_local = localities.first().is_some_and(|first| rules.zone == Some(&*first.locality));
         Self {
-            all: list(&|_| true),
-            healthy: list(&having(Health::Healthy)),
-            degraded: list(&having(Health::Degraded)),
+            all: match members {
+                Some(members) => List::new(members.iter().copied(), found),
+                None => List::all(found),
+            },
+            healthy: of_health(Health::Healthy),
+            degraded: of_health(Health::Degraded),
             localities: localities.into(),
             has_local,
             table: None,
@@ -174,19 +179,37 @@ impl EligiblePriority {
     }
 }
 
-fn weight_of(set: &PrioritySet, index: u32) -> u64 {
-    set.hosts.get(index as usize).map_or(0, |host| u64::from(host.weight))
+fn weight_of(found: &[Found], index: u32) -> u32 {
+    found.get(index as usize).map_or(0, |found| found.weight)
+}
+
+/// True if not all are the same.
+fn differ(mut weights: impl Iterator<Item = u32>) -> bool {
+    let first = weights.next();
+    weights.any(|weight| Some(weight) != first)
 }
 
 impl List {
-    pub fn new(indices: impl Iterator<Item = u32>, set: &PrioritySet) -> Self {
+    /// `found`: all of the priority's hosts.
+    fn new(indices: impl Iterator<Item = u32>, found: &[Found]) -> Self {
         let indices: Box<[u32]> = indices.collect();
-        let mut weights = indices.iter().map(|i| weight_of(set, *i));
-        let first = weights.next();
-        let weights_differ = weights.any(|weight| Some(weight) != first);
+        let weights_differ = differ(indices.iter().map(|i| weight_of(found, *i)));
         // In ascending order and of full length: these are all.
-        let is_all = indices.len() == set.hosts.len() && indices.is_sorted();
+        let is_all = indices.len() == found.len() && indices.is_sorted();
         Self { weights_differ, hosts: if is_all { Hosts::All(indices.len()) } else { Hosts::Some(indices) } }
+    }
+
+    fn all(found: &[Found]) -> Self {
+        Self { weights_differ: differ(found.iter().map(|found| found.weight)), hosts: Hosts::All(found.len()) }
+    }
+
+    /// Those of all hosts that have this health.
+    fn with(found: &[Found], health: Health) -> Self {
+        if found.iter().all(|found| found.health == health) {
+            return Self::all(found);
+        }
+        let having = found.iter().zip(0..).filter(|(found, _)| found.health == health);
+        Self::new(having.map(|(_, i)| i), found)
     }
 
     pub fn len(&self) -> usize {

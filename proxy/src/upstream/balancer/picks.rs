@@ -5,7 +5,7 @@ use super::{
     subset::Subsets,
     zone::LocalHosts,
 };
-use crate::upstream::host::HostSet;
+use crate::upstream::{health::Health, host::HostSet};
 use weft_config::{
     endpoint::Locality,
     load_balancing::{LbPolicy, LoadBalancing, PolicyKind},
@@ -16,7 +16,36 @@ use weft_config::{
 pub(in crate::upstream) struct Picks {
     /// Among all hosts.
     pub any: Eligible,
-    pub subsets: Option<Subsets>,
+    pub subsets: Option<Box<Subsets>>,
+    pub membership: Membership,
+}
+
+/// How many hosts there are, as stats tell it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::upstream) struct Membership {
+    pub total: u32,
+    pub healthy: u32,
+    pub degraded: u32,
+    pub excluded: u32,
+    /// 0: no hosts.
+    pub max_weight: u32,
+}
+
+impl Membership {
+    fn new(found: &[Vec<Found>]) -> Self {
+        let mut this = Self::default();
+        for found in found.iter().flatten() {
+            this.total += 1;
+            match found.health {
+                Health::Healthy => this.healthy += 1,
+                Health::Degraded => this.degraded += 1,
+                Health::Unhealthy => {}
+            }
+            this.excluded += u32::from(found.is_excluded);
+            this.max_weight = this.max_weight.max(found.weight);
+        }
+        this
+    }
 }
 
 impl Picks {
@@ -35,7 +64,7 @@ impl Picks {
         loop {
             outer = match &outer.kind {
                 PolicyKind::Subset(subset) => {
-                    subsets = Some(Subsets::new(hosts, &found, subset, rules));
+                    subsets = Some(Box::new(Subsets::new(hosts, &found, subset, rules)));
                     break;
                 }
                 PolicyKind::OverrideHost(over) => &over.fallback,
@@ -47,7 +76,11 @@ impl Picks {
             PolicyKind::Subset(subset) if !subset.locality_weight_aware => LocalityWeights::None,
             _ => LocalityWeights::Configured,
         };
-        Self { any: Eligible::new(hosts, &found, None, Rules { weights, ..rules }), subsets }
+        Self {
+            any: Eligible::new(hosts, &found, None, Rules { weights, ..rules }),
+            subsets,
+            membership: Membership::new(&found),
+        }
     }
 
     /// The healthy hosts of the first priority, where this is the local cluster.

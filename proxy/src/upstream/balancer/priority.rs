@@ -1,10 +1,7 @@
 //! How traffic is shared between priorities, by how many of their hosts are available.
 
 use super::eligible::{EligiblePriority, Found, List};
-use crate::upstream::{
-    health::Health,
-    host::{HostSet, PrioritySet},
-};
+use crate::upstream::{health::Health, host::HostSet};
 
 /// The shares of traffic that priorities get, in percent, by the health of the hosts that take it. The sum of both is 100, or
 /// 0 if nothing is available.
@@ -45,13 +42,13 @@ struct Counted {
 }
 
 impl Counted {
-    fn new(set: &PrioritySet, found: &[Found], hosts: &List) -> Self {
+    fn new(found: &[Found], hosts: &List) -> Self {
         let mut this = Self::default();
-        for (host, found) in hosts.iter().filter_map(|i| Some((set.hosts.get(i)?, found.get(i)?))) {
+        for found in hosts.iter().filter_map(|i| found.get(i)) {
             if found.is_excluded {
                 continue;
             }
-            let weight = u64::from(host.weight);
+            let weight = u64::from(found.weight);
             this.all += 1;
             this.weights[0] += weight;
             match found.health {
@@ -84,10 +81,10 @@ impl Loads {
     /// below which health does not count; 0 turns that off.
     pub fn new(hosts: &HostSet, found: &[Vec<Found>], lists: &[EligiblePriority], panic_threshold: f64) -> Self {
         let (factor, by_weight) = (hosts.overprovisioning_factor, hosts.weighted_priority_health);
-        let sets = hosts.priorities.iter().zip(found).zip(lists);
-        let available = sets.map(|((set, found), lists)| {
-            Counted::new(set, found, &lists.all).available(lists.all.len() as u64, factor, by_weight)
-        });
+        let available = found
+            .iter()
+            .zip(lists)
+            .map(|(found, lists)| Counted::new(found, &lists.all).available(lists.all.len() as u64, factor, by_weight));
         Self::of(available.collect(), panic_threshold)
     }
 

@@ -93,7 +93,7 @@ fn every_address_is_a_host() {
         answer(&["::1"], 9),
         answer(&[], 0),
     ];
-    let (found, asked) = run(Discovery::StrictDns(dns()), &answers);
+    let (found, asked) = run(Discovery::StrictDns(Box::new(dns())), &answers);
     assert_eq!(found, [vec!["10.0.0.1:80", "10.0.0.2:80"], vec!["[::1]:80"], vec![]]);
     assert_eq!(asked, [0, 5, 10, 15]);
 }
@@ -101,27 +101,27 @@ fn every_address_is_a_host() {
 #[test]
 fn the_last_good_answer_stands() {
     let answers = [answer(&["10.0.0.1"], 9), Err(NoAnswer), Err(NoAnswer)];
-    assert_eq!(run(Discovery::StrictDns(dns()), &answers).0, [["10.0.0.1:80"]]);
-    let none = run(Discovery::StrictDns(dns()), &[Err(NoAnswer)]).0;
+    assert_eq!(run(Discovery::StrictDns(Box::new(dns())), &answers).0, [["10.0.0.1:80"]]);
+    let none = run(Discovery::StrictDns(Box::new(dns())), &[Err(NoAnswer)]).0;
     assert_eq!(none, [Vec::<String>::new()]);
 }
 
 #[test]
 fn a_logical_host_has_one_address_and_does_not_go() {
     let answers = [answer(&["10.0.0.2", "10.0.0.1"], 9), answer(&["10.0.0.1"], 9), answer(&[], 0)];
-    assert_eq!(run(Discovery::LogicalDns(dns()), &answers).0, [["10.0.0.2:80"], ["10.0.0.1:80"]]);
+    assert_eq!(run(Discovery::LogicalDns(Box::new(dns())), &answers).0, [["10.0.0.2:80"], ["10.0.0.1:80"]]);
 }
 
 #[test]
 fn ttls_count_when_they_are_to() {
     let ttl = Dns { respect_ttl: true, min_refresh_rate: Duration::from_secs(3), ..dns() };
     let answers = [answer(&["10.0.0.1"], 7), answer(&["10.0.0.1"], 1), answer(&["10.0.0.1"], 60)];
-    assert_eq!(run(Discovery::StrictDns(ttl), &answers).1, [0, 7, 10]);
+    assert_eq!(run(Discovery::StrictDns(Box::new(ttl)), &answers).1, [0, 7, 10]);
 }
 
 #[test]
 fn failures_back_off() {
     let failing = Dns { failure_refresh_rate: Some((Duration::from_secs(1), Duration::from_secs(4))), ..dns() };
-    let (_, asked) = run(Discovery::StrictDns(failing), &[Err(NoAnswer)]);
+    let (_, asked) = run(Discovery::StrictDns(Box::new(failing)), &[Err(NoAnswer)]);
     assert!(asked.len() > 5 && asked.windows(2).all(|two| two[1] - two[0] <= 4), "{asked:?}");
 }
