@@ -21,6 +21,7 @@ pub mod hash_policy;
 pub mod header_names;
 pub mod header_rules;
 pub mod held_body;
+mod kept;
 pub mod load_report;
 pub mod local_reply;
 pub mod message;

@@ -31,6 +31,39 @@ fn a_body_that_is_no_http_is_answered_as_by_envoy() {
     assert!(upstream.take().is_empty(), "a request that was never whole was taken for one");
 }
 
+/// What follows an upgrade or CONNECT that nobody accepted yet could be a request past all routes and policies.
+#[test]
+fn what_is_sent_before_a_tunnel_is_accepted_waits() {
+    for (head, options) in [
+        ("GET /ws HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", ""),
+        ("CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n", ", route: {cluster: u}"),
+    ] {
+        let upstream = Upstream::start(|seen| match seen.line.contains("admin") {
+            true => Reply::text("secret"),
+            false => Reply::Message(400, Vec::new(), b"no".to_vec()),
+        });
+        let port = free_port();
+        let routes = match options.is_empty() {
+            true => "{match: {prefix: /}, route: {cluster: u}}",
+            false => "{match: {connect_matcher: {}}, route: {cluster: u}}",
+        };
+        let host = format!("{{name: v, domains: [\"*\"], routes: [{routes}]}}");
+        let upgrades = "upgrade_configs: [{upgrade_type: websocket}, {upgrade_type: CONNECT}]";
+        let config = || {
+            yaml::bootstrap(&[yaml::http_listener("l", port, upgrades, &host)], &[yaml::cluster("u", upstream.port())])
+        };
+        differential(config, |_| {
+            upstream.take();
+            let mut client = Client::connect(("127.0.0.1", port)).expect("it listens");
+            client.send(format!("{head}GET /admin HTTP/1.1\r\nhost: evil\r\n\r\n"));
+            let status = client.response().map(|response| response.status);
+            let rest = String::from_utf8_lossy(&client.rest()).into_owned();
+            let lines: Vec<_> = upstream.take().into_iter().map(|seen| seen.line).collect();
+            (status, rest, lines)
+        });
+    }
+}
+
 #[test]
 fn of_many_1xx_the_client_gets_one() {
     let many = "HTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\n".repeat(1000);

@@ -390,11 +390,13 @@ impl<'a> Tries<'a> {
         responder: &mut Responder,
     ) -> Outcome {
         let mut write_failed = false;
+        // What a client sends before its upgrade or CONNECT is accepted could be anything, another request for the upstream too.
+        let is_held = stream.is_tunnel();
         let mut came = poll_fn(|cx| {
             if let Poll::Ready(gone) = responder.poll_closed(cx) {
                 return Poll::Ready(Came::Interrupt(Interrupt::Gone(gone)));
             }
-            if !write_failed && !request.is_done() {
+            if !write_failed && !is_held && !request.is_done() {
                 match request.poll(cx, &mut attempt.stream, || stream.deadlines.touch()) {
                     Poll::Ready(Ok(())) => self.sent(stream, &mut attempt),
                     Poll::Ready(Err(PumpError::Source(error))) => {

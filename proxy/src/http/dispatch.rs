@@ -159,6 +159,7 @@ async fn forward_request(
     let method = stream.request.method.clone();
     if let Some(policy) = &forward.config.internal_redirect
         && request.is_read()
+        && request.can_replay()
         && redirect::follow(stream, policy, &head, redirects)
     {
         drop((attempt, body));

@@ -8,7 +8,7 @@ use super::{
     dispatch::{self, Next},
     filter_chain::Chain,
     held_body::HeldBody,
-    local_reply,
+    kept, local_reply,
     pump::Pump,
     redirect,
     service::Responder,
@@ -115,10 +115,17 @@ impl Stream {
                 match request.source().poll_frame(cx) {
                     Poll::Ready(Some(Ok(frame))) => {
                         self.deadlines.touch();
-                        if let Frame::Data(data) = &frame {
-                            size += data.len() as u64;
+                        match frame {
+                            Frame::Data(data) => {
+                                size += data.len() as u64;
+                                let last = frames.pop_if(|frame| matches!(frame, Frame::Data(_)));
+                                let last = last
+                                    .and_then(|frame| if let Frame::Data(last) = frame { Some(last) } else { None });
+                                let (before, last) = kept::join(last, data);
+                                frames.extend(before.into_iter().chain([last]).map(Frame::Data));
+                            }
+                            trailers => frames.push(trailers),
                         }
-                        frames.push(frame);
                     }
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Interrupt::Gone(error))),
                     Poll::Ready(None) => break,

@@ -1,6 +1,6 @@
 //! Moves a body from where it comes to where it goes, no faster than both allow.
 
-use super::{Body, BodySink, BodySource, Frame, body::PipeRoom, h1::BodyReader, held_body::HeldBody};
+use super::{Body, BodySink, BodySource, Frame, body::PipeRoom, h1::BodyReader, held_body::HeldBody, kept};
 use crate::base::StreamError;
 use bytes::Bytes;
 use http::HeaderMap;
@@ -41,7 +41,7 @@ enum State {
     Done,
 }
 
-/// The part of a message that was already read. Cloning shares the bytes.
+/// The part of a message that was already read.
 #[derive(Default)]
 struct Replay {
     data: Vec<Bytes>,
@@ -326,7 +326,8 @@ impl Pump {
             self.replay = None;
             return;
         }
-        replay.data.push(data.clone());
+        let (before, last) = kept::join(replay.data.pop(), data.clone());
+        replay.data.extend(before.into_iter().chain([last]));
         replay.sent = replay.data.len();
         replay.is_whole = end;
     }

@@ -3,7 +3,8 @@
 use super::{
     Body, BodySource, Frame, ResponseEvent,
     header_names::ENVOY_INTERNAL,
-    pump::{Pump, TeeFrame},
+    kept,
+    pump::{Pump, PumpError, TeeFrame},
     stream::Stream,
 };
 use crate::{
@@ -16,19 +17,24 @@ use http::HeaderValue;
 use std::{
     cell::RefCell,
     collections::VecDeque,
-    future::poll_fn,
+    future::{Future, poll_fn},
+    pin::pin,
     rc::Rc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
-/// A body that another pump's frames feed. Bounded by the primary request's pace and `limit`.
+/// A body that another pump's frames feed. Bounded by [`LIMIT`].
 #[derive(Default)]
 struct Queue {
     frames: VecDeque<Frame>,
     size: usize,
     ended: bool,
+    /// The mirror is given up.
     failed: bool,
+    /// The mirror's host takes no more of it, but may still answer.
+    refused: bool,
+    /// Of the mirror's task.
     waker: Option<Waker>,
 }
 
@@ -38,7 +44,7 @@ const LIMIT: usize = 1 << 20;
 struct QueueBody(Rc<RefCell<Queue>>);
 
 impl BodySource for QueueBody {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+    fn poll_frame(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
         let mut queue = self.0.borrow_mut();
         if queue.failed {
             return Poll::Ready(Some(Err(StreamError::new(Side::Ours, ResetReason::LocalReset, "mirror"))));
@@ -51,10 +57,7 @@ impl BodySource for QueueBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             None if queue.ended => Poll::Ready(None),
-            None => {
-                queue.waker = Some(cx.waker().clone());
-                Poll::Pending
-            }
+            None => Poll::Pending,
         }
     }
 
@@ -69,16 +72,42 @@ impl BodySource for QueueBody {
 }
 
 impl Queue {
+    /// True once there is no use in going on; the task is woken when that comes to be.
+    fn is_given_up(&mut self, cx: &Context<'_>) -> bool {
+        self.waker = Some(cx.waker().clone());
+        self.failed
+    }
+
+    /// What came of moving frames to the mirror's host.
+    fn moved(&mut self, result: Poll<Result<(), PumpError>>) {
+        if let Poll::Ready(Err(_)) = result {
+            self.refused = true;
+            self.frames.clear();
+        }
+    }
+
     fn push(&mut self, frame: TeeFrame<'_>) {
         match frame {
+            TeeFrame::Data(_) | TeeFrame::Trailers(_) if self.failed || self.refused => {}
             TeeFrame::Data(data) => {
                 self.size += data.len();
                 self.failed |= self.size > LIMIT;
-                self.frames.push_back(Frame::Data(data.clone()));
+                let before = match self.frames.pop_back() {
+                    Some(Frame::Data(before)) => Some(before),
+                    other => {
+                        self.frames.extend(other);
+                        None
+                    }
+                };
+                let (before, last) = kept::join(before, data.clone());
+                self.frames.extend(before.into_iter().chain([last]).map(Frame::Data));
             }
             TeeFrame::Trailers(trailers) => self.frames.push_back(Frame::Trailers(trailers.clone())),
             TeeFrame::End => self.ended = true,
             TeeFrame::Abort => self.failed |= !self.ended,
+        }
+        if self.failed {
+            self.frames.clear();
         }
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -103,18 +132,18 @@ pub fn start(stream: &Stream, forward: &Forward, request: &mut Pump) {
             head.authority = host.clone();
         }
         policy.mutations.apply(&mut head, &stream.info);
+        let queue = Rc::new(RefCell::new(Queue::default()));
         let body = if request.is_empty() {
             Body::Empty
         } else {
-            let queue = Rc::new(RefCell::new(Queue::default()));
             let tee = queue.clone();
             request.add_tee(Box::new(move |frame| tee.borrow_mut().push(frame)));
-            Body::Boxed(Box::new(QueueBody(queue)))
+            Body::Boxed(Box::new(QueueBody(queue.clone())))
         };
         let timeout = forward.config.timeout;
         let priority = forward.config.priority;
         tokio::task::spawn_local(async move {
-            let run = async {
+            let mut run = pin!(async {
                 let host = cluster.choose_host(&LbContext { request: Some(&head), ..LbContext::default() })?;
                 let wanted = StreamRequest {
                     downstream_protocol: head.protocol,
@@ -127,7 +156,7 @@ pub fn start(stream: &Stream, forward: &Forward, request: &mut Pump) {
                 let mut pump = Pump::new(body);
                 upstream.send_head(&head, pump.is_empty()).ok()?;
                 let (head, mut body) = poll_fn(|cx| {
-                    let _ = pump.poll(cx, &mut upstream, || ());
+                    queue.borrow_mut().moved(pump.poll(cx, &mut upstream, || ()));
                     loop {
                         match std::task::ready!(upstream.poll_response(cx)) {
                             Ok(ResponseEvent::Informational(_)) => {}
@@ -139,14 +168,21 @@ pub fn start(stream: &Stream, forward: &Forward, request: &mut Pump) {
                 .await?;
                 cluster.count_shadow_response(head.status.as_u16());
                 while poll_fn(|cx| {
-                    let _ = pump.poll(cx, &mut upstream, || ());
+                    queue.borrow_mut().moved(pump.poll(cx, &mut upstream, || ()));
                     body.poll_frame(cx)
                 })
                 .await
                 .is_some_and(|frame| frame.is_ok())
                 {}
                 Some(())
-            };
+            });
+            // Wherever it is: nothing is waited for once it is given up.
+            let run = poll_fn(|cx| {
+                if queue.borrow_mut().is_given_up(cx) {
+                    return Poll::Ready(None);
+                }
+                run.as_mut().poll(cx)
+            });
             if timeout.is_zero() {
                 run.await;
             } else {
@@ -187,5 +223,7 @@ mod tests {
         assert!(!queue.borrow().failed);
         queue.borrow_mut().push(TeeFrame::Data(&Bytes::from_static(b"x")));
         assert!(queue.borrow().failed);
+        queue.borrow_mut().push(TeeFrame::Data(&Bytes::from_static(b"y")));
+        assert!(queue.borrow().frames.is_empty(), "nothing is kept for it any more");
     }
 }

@@ -63,6 +63,7 @@ pub struct Stream {
     /// A 1xx of an upstream went to the client.
     pub was_informed: bool,
     is_tunnel: bool,
+    tunnel_was_refused: bool,
     /// Counted as one, whatever the upstream says to it.
     is_upgrade: bool,
     /// False for what was refused before it was a request: there is nothing to tell of its head.
@@ -179,6 +180,7 @@ impl Stream {
             no_route: None,
             response_started: false,
             is_tunnel: false,
+            tunnel_was_refused: false,
             is_upgrade: false,
             was_informed: false,
             has_head: true,
@@ -538,7 +540,23 @@ impl Stream {
         if !self.is_head {
             self.pump_response(&mut response, request, responder, upstream).await;
         } else {
-            let _ = poll_fn(|cx| super::BodySink::poll_flush(responder, cx)).await;
+            self.flush_head(responder).await;
+        }
+    }
+
+    /// Waits until a response without a body is written.
+    async fn flush_head(&mut self, responder: &mut Responder) {
+        let late = poll_fn(|cx| {
+            if super::BodySink::poll_flush(responder, cx).is_ready() || responder.poll_closed(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            self.deadlines.poll(cx).map(Some)
+        })
+        .await;
+        if let Some(which) = late {
+            self.late_deadline(which);
+            self.connection.stats.downstream_rq_tx_reset.inc();
+            super::BodySink::reset(responder, ResetReason::LocalReset);
         }
     }
 
@@ -558,6 +576,7 @@ impl Stream {
         };
         let is_tunnel = self.is_tunnel && accepted;
         if !is_tunnel && self.is_tunnel {
+            self.tunnel_was_refused = true;
             // The upgrade was refused: the connection's framing is no longer sure.
             self.must_close |= self.request.protocol < Protocol::Http2 && !request.is_read();
         }
@@ -606,6 +625,8 @@ impl Stream {
         responder: &mut Responder,
         mut upstream: Option<&mut Attempt>,
     ) {
+        // What the client sent for the tunnel is no part of a request.
+        let tunnel_was_refused = self.tunnel_was_refused;
         let result = poll_fn(|cx| {
             if let Poll::Ready(gone) = responder.poll_closed(cx)
                 && !response.is_done()
@@ -614,6 +635,7 @@ impl Stream {
             }
             let deadlines = &mut self.deadlines;
             if let Some(attempt) = &mut upstream
+                && !tunnel_was_refused
                 && !request.is_done()
             {
                 match request.poll(cx, &mut attempt.stream, || deadlines.touch()) {

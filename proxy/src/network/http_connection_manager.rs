@@ -193,6 +193,7 @@ fn h2_options(manager: &ConnectionManager, stats: Arc<h2::Http2Stats>) -> h2::Se
         max_requests_per_connection: config.common.max_requests_per_connection.filter(|n| *n > 0),
         drain_timeout: config.drain_timeout,
         delayed_close_timeout: some(config.delayed_close_timeout),
+        head_timeout: some(config.request_headers_timeout).or(some(config.stream_idle_timeout)),
         stats,
     }
 }

@@ -64,6 +64,8 @@ struct State {
     answered: bool,
     /// Any byte of a response came.
     touched: bool,
+    /// The request may be sent twice (RFC 9110 section 9.2.2).
+    is_idempotent: bool,
     closed: bool,
 }
 
@@ -197,7 +199,9 @@ impl Shared {
             let error = match exchange.wire.poll_fill(cx) {
                 Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) if !state.touched => {
                     let error = exchange.stale();
-                    if exchange.is_untouched() { error.retry_safe() } else { error }
+                    // That the peer acknowledged nothing proves only that it did not tell: a reset tells of no bytes before it.
+                    let is_safe = !exchange.is_written() || (state.is_idempotent && exchange.is_untouched());
+                    if is_safe { error.retry_safe() } else { error }
                 }
                 Poll::Ready(Ok(1..)) => continue,
                 // A head cut short is malformed.
@@ -260,6 +264,7 @@ impl ClientStream {
                 )));
             }
             let mut state = shared.state.borrow_mut();
+            state.is_idempotent = head.method.is_idempotent();
             state.asked = Asked {
                 head: head.method == Method::HEAD,
                 connect: head.is_connect(),

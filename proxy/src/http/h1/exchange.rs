@@ -84,10 +84,9 @@ impl Exchange {
         self.wire.written() > self.sent_before
     }
 
-    /// True if nothing of this exchange's request can have been processed: none of it left, or the peer's TCP took none of
-    /// it, because the connection was closed at that end already.
+    /// True if the peer's TCP acknowledged nothing of this exchange's request, as when the connection was closed at that end already.
     pub fn is_untouched(&self) -> bool {
-        !self.is_written() || self.wire.took_no_more_than(self.sent_before)
+        self.wire.took_no_more_than(self.sent_before)
     }
 
     pub fn sent(&self) -> Count {

@@ -6,7 +6,10 @@
 
 use super::details::{BadMessage, CODEC_ERROR, INVALID_CHARACTERS, TOO_MANY_HEADERS};
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::{
+    HeaderName, HeaderValue,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+};
 use std::ops::Range;
 
 /// Walks the lines of `block` from `start` to the empty line, calling `visit` with each and where its value stands; returns how many bytes of
@@ -71,11 +74,19 @@ fn field(block: &Bytes, start: usize, end: usize) -> Option<Field> {
         Ok(value) => value,
         // A folded value or a lone CR: the line breaks go, the white space stays.
         Err(_) => {
+            // Who else reads a framing header may read it up to there, or past it.
+            if matches!(name, CONTENT_LENGTH | TRANSFER_ENCODING) && has_lone_cr(&block[from..to]) {
+                return None;
+            }
             let joined: Vec<u8> = block[from..to].iter().copied().filter(|c| !matches!(c, b'\r' | b'\n')).collect();
             HeaderValue::from_maybe_shared(Bytes::from(joined)).ok()?
         }
     };
     Some((name, value, start..colon, from..to))
+}
+
+fn has_lone_cr(value: &[u8]) -> bool {
+    memchr::memchr_iter(b'\r', value).any(|at| value.get(at + 1) != Some(&b'\n'))
 }
 
 fn is_space(c: u8) -> bool {

@@ -5,7 +5,6 @@ use super::{
     connection::Shared,
     core::{Core, Left},
     frame::Code,
-    streams::Over,
 };
 use crate::{
     base::StreamError,
@@ -59,10 +58,6 @@ impl Core {
                 self.stats.trailers.inc();
                 Ok(Frame::Trailers(*trailers))
             }));
-        }
-        // A reset with NO_ERROR after a whole message only says that the rest of *ours* is unwanted.
-        if stream.over == Some(Over::Remote(Code::NO_ERROR)) && stream.promised.unwrap_or(0) == 0 {
-            return Poll::Ready(None);
         }
         if let Some(error) = self.error(key) {
             return Poll::Ready(Some(Err(error)));

@@ -74,6 +74,8 @@ pub struct ServerOptions {
     pub drain_timeout: Duration,
     /// How long a closing connection is still read, so that what was written arrives.
     pub delayed_close_timeout: Option<Duration>,
+    /// How long a head may stay incomplete.
+    pub head_timeout: Option<Duration>,
     pub stats: Arc<Http2Stats>,
 }
 
@@ -120,6 +122,7 @@ impl Default for ServerOptions {
             max_requests_per_connection: None,
             drain_timeout: Duration::from_secs(5),
             delayed_close_timeout: Some(Duration::from_secs(1)),
+            head_timeout: Some(Duration::from_secs(300)),
             stats: Arc::default(),
         }
     }

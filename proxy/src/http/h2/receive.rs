@@ -10,16 +10,19 @@ use super::{
     head::Incoming,
     streams::Over,
 };
-use crate::base::ResetReason;
+use crate::{base::ResetReason, http::kept};
 use bytes::{Buf, Bytes, BytesMut};
+use http::StatusCode;
 use std::time::Instant;
 
 /// CONTINUATION frames that a head may take, whatever its limit.
 const CONTINUATIONS: usize = 8;
 /// Informational heads that may wait to be taken.
 const INFORMATIONAL: usize = 16;
-/// Pieces below this size are put together when they have to wait.
-const SMALL: usize = 1024;
+/// Pieces below this size are copied out of the buffer that they came in, which each would hold on to.
+const SMALL: usize = 512;
+/// Entries that a SETTINGS frame may have (nghttp2's limit).
+const MOST_SETTINGS: usize = 32;
 
 /// Where in the stream of bytes the connection is.
 pub(super) struct Input {
@@ -184,8 +187,21 @@ impl Core {
         if self.client { id.is_multiple_of(2) || id >= self.last } else { id.is_multiple_of(2) || id > self.last }
     }
 
+    /// True while a head has begun, and not ended.
+    pub fn is_in_head(&self) -> bool {
+        self.input.block.is_some()
+    }
+
+    /// Counts a reset that the client sent or brought about: both begin work and throw it away.
+    fn count_reset(&mut self) {
+        if !self.client && !self.budget.reset(Instant::now()) {
+            self.too_many_resets = true;
+        }
+    }
+
     /// Resets a stream that need not be known, because of what the peer did.
     fn stream_error(&mut self, id: u32, code: Code) {
+        self.count_reset();
         match self.streams.find(id) {
             Some(key) => self.reset(key, code, Over::Messaging),
             None => self.put_reset(id, code),
@@ -215,12 +231,14 @@ impl Core {
             } else if stream.got_end || !stream.got_head {
                 return fatal(if stream.got_end { Code::STREAM_CLOSED } else { Code::PROTOCOL_ERROR });
             } else if !stream.receive.received(head.length) {
+                self.count_reset();
                 self.reset(known, Code::FLOW_CONTROL_ERROR, Over::Local);
                 key = None;
             } else if stream.promised.is_some_and(|promised| {
                 let n = left as u64;
                 n > promised || (head.has(flag::END_STREAM) && n < promised)
             }) {
+                self.count_reset();
                 self.reset(known, Code::PROTOCOL_ERROR, Over::Messaging);
                 key = None;
             } else if let Some(promised) = &mut stream.promised {
@@ -243,7 +261,9 @@ impl Core {
             Some(key) if n > 0 && !self.streams[key].unwanted => {
                 let stream = &mut self.streams[key];
                 stream.unread += n;
-                keep(&mut stream.received, input.split_to(n).freeze());
+                let piece = if n < SMALL { Bytes::copy_from_slice(&input[..n]) } else { input.split_to(n).freeze() };
+                input.advance(if n < SMALL { n } else { 0 });
+                keep(&mut stream.received, piece);
                 stream.receiver.wake();
             }
             _ => {
@@ -416,8 +436,10 @@ impl Core {
 
     fn response(&mut self, key: u32, incoming: Incoming, end: bool) -> Option<Step> {
         let too_large = incoming.is_too_large();
-        let Some((head, length)) = incoming.response().filter(|(head, _)| !(end && head.status.is_informational()))
-        else {
+        let Some((head, length)) = incoming.response().filter(|(head, _)| {
+            // RFC 9113 section 8.6: there is no 101 in HTTP/2.
+            !(end && head.status.is_informational()) && head.status != StatusCode::SWITCHING_PROTOCOLS
+        }) else {
             self.reset(key, Code::PROTOCOL_ERROR, Over::Messaging);
             return Some(Step::Malformed);
         };
@@ -429,7 +451,7 @@ impl Core {
             return None;
         }
         let stream = &mut self.streams[key];
-        if head.status.is_informational() && head.status != 101 {
+        if head.status.is_informational() {
             if stream.informational.len() < INFORMATIONAL {
                 stream.informational.push_back(head);
             }
@@ -485,9 +507,7 @@ impl Core {
             return fatal(Code::PROTOCOL_ERROR);
         }
         self.stats.rx_reset.inc();
-        if !self.client && !self.budget.reset(Instant::now()) {
-            self.too_many_resets = true;
-        }
+        self.count_reset();
         if let Some(key) = self.streams.find(id) {
             self.ended(key, Over::Remote(code));
         }
@@ -508,13 +528,21 @@ impl Core {
             self.peer_streams = usize::MAX;
         }
         self.input.got_settings = true;
+        if payload.len() > MOST_SETTINGS * 6 {
+            return fatal(Code::ENHANCE_YOUR_CALM);
+        }
+        let mut window = None;
         for entry in payload.chunks_exact(6) {
             let (id, value) = (u16::from_be_bytes([entry[0], entry[1]]), number(&entry[2..]));
             match id {
                 setting::HEADER_TABLE_SIZE => self.set_encoder_limit(value),
                 setting::ENABLE_PUSH if value > u32::from(!self.client) => return fatal(Code::PROTOCOL_ERROR),
                 setting::MAX_CONCURRENT_STREAMS => self.peer_streams = value as usize,
-                setting::INITIAL_WINDOW_SIZE => self.set_peer_window(value)?,
+                setting::INITIAL_WINDOW_SIZE if i64::from(value) > MAX_WINDOW => {
+                    return fatal(Code::FLOW_CONTROL_ERROR);
+                }
+                // It concerns all streams: once a frame is enough.
+                setting::INITIAL_WINDOW_SIZE => window = Some(value),
                 // Larger frames than all peers take would only make other streams wait: the value is not used.
                 setting::MAX_FRAME_SIZE if !(MAX_FRAME..1 << 24).contains(&(value as usize)) => {
                     return fatal(Code::PROTOCOL_ERROR);
@@ -523,6 +551,7 @@ impl Core {
                 _ => {}
             }
         }
+        window.map_or(Ok(()), |size| self.set_peer_window(size))?;
         super::frame::put_head(self.out.buf(), 0, kind::SETTINGS, flag::ACK, 0);
         self.out.frame(true);
         self.check_waiting()?;
@@ -531,10 +560,10 @@ impl Core {
 
     /// The windows of all streams change with the first size of theirs.
     fn set_peer_window(&mut self, size: u32) -> Result<(), Fatal> {
-        if i64::from(size) > MAX_WINDOW {
-            return fatal(Code::FLOW_CONTROL_ERROR);
-        }
         let change = i64::from(size) - self.peer_window;
+        if change == 0 {
+            return Ok(());
+        }
         self.peer_window = size.into();
         for key in self.streams.keys() {
             let stream = &mut self.streams[key];
@@ -567,11 +596,15 @@ impl Core {
         }
         stream.window += i64::from(more);
         if more == 0 || stream.window > MAX_WINDOW {
-            let code = if more == 0 { Code::PROTOCOL_ERROR } else { Code::FLOW_CONTROL_ERROR };
-            self.reset(key, code, Over::Local);
-        } else {
-            self.line_up(key);
+            if more == 0 {
+                // Of the connection, as in Envoy: else a client could have its requests reset by us, at no cost to itself.
+                return fatal(Code::PROTOCOL_ERROR);
+            }
+            self.count_reset();
+            self.reset(key, Code::FLOW_CONTROL_ERROR, Over::Local);
+            return Ok(());
         }
+        self.line_up(key);
         Ok(())
     }
 
@@ -592,23 +625,12 @@ impl Core {
     }
 }
 
-/// Adds a piece to those that wait; small ones share an allocation, so that they cannot each hold on to a large one.
+/// Adds a piece to those that wait.
 fn keep(received: &mut std::collections::VecDeque<Bytes>, piece: Bytes) {
-    if received.len() < 4 || piece.len() >= SMALL {
+    if received.is_empty() {
+        // It is about to be taken.
         return received.push_back(piece);
     }
-    let mut last = match received.pop_back().map(Bytes::try_into_mut) {
-        Some(Ok(last)) if last.len() + piece.len() <= MAX_FRAME => last,
-        Some(Ok(last)) => {
-            received.push_back(last.freeze());
-            BytesMut::with_capacity(SMALL)
-        }
-        Some(Err(last)) => {
-            received.push_back(last);
-            BytesMut::with_capacity(SMALL)
-        }
-        None => BytesMut::with_capacity(SMALL),
-    };
-    last.extend_from_slice(&piece);
-    received.push_back(last.freeze());
+    let (before, last) = kept::join(received.pop_back(), piece);
+    received.extend(before.into_iter().chain([last]));
 }

@@ -1,6 +1,6 @@
 //! The sending half of a downstream stream.
 
-use super::{connection::Shared, core::Left, error, frame::Code, send::gone};
+use super::{connection::Shared, core::Left, error, frame::Code, send::gone, streams::Over};
 use crate::{
     base::{ResetReason, StreamError},
     http::{BodySink, ResponseHead},
@@ -153,7 +153,12 @@ impl BodySink for Responder {
     }
 
     fn reset(&mut self, reason: ResetReason) {
-        self.end(error::reset_code(reason));
+        let code = error::reset_code(reason);
+        if let Some(key) = self.key {
+            // At once, whatever of the response waits for the client's window.
+            self.shared.core.borrow_mut().reset(key, code, Over::Local);
+        }
+        self.end(code);
     }
 }
 

@@ -36,6 +36,8 @@ use std::{
 
 /// Requests that are begun before those that were begun are looked at.
 const HEADS_AT_ONCE: usize = 8;
+/// Reads of one connection before others of this thread have their turn.
+const TURNS: usize = 16;
 
 /// Serves one connection to its end. `event` is called when something happens to the connection as a whole.
 pub async fn serve<S: StreamService + 'static>(
@@ -86,6 +88,12 @@ struct Connection<'a, E> {
     idle: Timer,
     age: Timer,
     keepalive: Option<KeepaliveTimer>,
+    /// While what is left is written before the end.
+    close_timer: Timer,
+    /// What was left when it was looked at last.
+    unwritten: usize,
+    /// While a head is incomplete.
+    head_timer: Timer,
     accepted: u64,
     event: &'a E,
 }
@@ -128,6 +136,9 @@ impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
             idle,
             age,
             keepalive,
+            close_timer: Timer::new(),
+            unwritten: 0,
+            head_timer: Timer::new(),
             accepted: 0,
             event,
         }
@@ -146,6 +157,7 @@ impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
             signal.task.register(cx.waker());
             signal.busy.store(true, Ordering::Relaxed);
             self.shared.resume(cx);
+            let mut turns = 0;
             let turn = loop {
                 signal.woken.store(false, Ordering::Relaxed);
                 self.shared.take_dirty();
@@ -169,6 +181,11 @@ impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
                     // Those who waited for something else learn of the end.
                     while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
                     break over;
+                }
+                turns += 1;
+                if turns == TURNS {
+                    cx.waker().wake_by_ref();
+                    break Poll::Pending;
                 }
                 let idle = matches!(read, Read::Idle) && !timed;
                 if idle && !self.shared.take_dirty() && !signal.woken.load(Ordering::Acquire) {
@@ -246,6 +263,18 @@ impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
             core.close(ResetReason::ConnectionTermination, "");
             return Poll::Ready(true);
         }
+        if self.stage == Stage::Draining && is_idle {
+            // Nobody is served any more. Who does not take what is left, or gives no window for it, has so long.
+            let unwritten = core.out.pending() + core.streams.keys().len();
+            if self.close_timer.deadline().is_none() || unwritten != self.unwritten {
+                self.unwritten = unwritten;
+                self.close_timer.set_after(self.options.delayed_close_timeout.filter(|limit| !limit.is_zero()));
+            }
+            if self.close_timer.poll(cx).is_ready() {
+                core.kill(ResetReason::ConnectionTermination, "");
+                return Poll::Ready(false);
+            }
+        }
         Poll::Pending
     }
 
@@ -318,6 +347,16 @@ impl<'a, E: Fn(ConnectionEvent)> Connection<'a, E> {
             if core.out.pending() != before {
                 return true;
             }
+        }
+        match (self.shared.core.borrow().is_in_head(), self.head_timer.deadline()) {
+            (false, None) => {}
+            (false, Some(_)) => self.head_timer.clear(),
+            (true, None) => self.head_timer.set_after(self.options.head_timeout),
+            (true, Some(_)) => {}
+        }
+        if self.head_timer.poll(cx).is_ready() {
+            self.abort(Code::NO_ERROR);
+            return true;
         }
         let stage = self.stage;
         match stage {
