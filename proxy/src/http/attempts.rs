@@ -95,7 +95,8 @@ enum Outcome {
 
 /// The tries of one request.
 pub struct Tries<'a> {
-    pub cluster: &'a Rc<ThreadCluster>,
+    /// As it is now: it may be replaced between tries.
+    pub cluster: Rc<ThreadCluster>,
     pub forward: &'a Forward,
     pub policy: &'a TimeoutPolicy,
     pub timeouts: &'a Timeouts,
@@ -107,7 +108,7 @@ pub struct Tries<'a> {
 
 impl<'a> Tries<'a> {
     pub fn new(
-        cluster: &'a Rc<ThreadCluster>,
+        cluster: Rc<ThreadCluster>,
         forward: &'a Forward,
         policy: &'a TimeoutPolicy,
         timeouts: &'a Timeouts,
@@ -147,6 +148,7 @@ impl<'a> Tries<'a> {
                 && replays < REPLAYS
             {
                 replays += 1;
+                self.follow_cluster(stream);
                 request.rewind();
                 outcome = self.make(stream, request, responder).await;
                 continue;
@@ -177,10 +179,10 @@ impl<'a> Tries<'a> {
                     outcome = self.wait(stream, attempt, request, responder).await;
                     continue;
                 }
-                Outcome::NoHost => Err(no_host(stream, self.cluster)),
+                Outcome::NoHost => Err(no_host(stream, &self.cluster)),
                 Outcome::Interrupted(attempt, interrupt) => {
                     let host = attempt.map(|attempt| attempt.host);
-                    Err(timed_out(stream, self.cluster, host.as_deref(), interrupt, self.timeouts, request))
+                    Err(timed_out(stream, &self.cluster, host.as_deref(), interrupt, self.timeouts, request))
                 }
                 // A response that would have been tried again gives those that still run a chance.
                 Outcome::Response((attempt, ..)) if verdict != Verdict::No && !self.older.is_empty() => {
@@ -190,10 +192,10 @@ impl<'a> Tries<'a> {
                 }
                 Outcome::Response(answered) | Outcome::Older(answered) => Ok(answered),
                 Outcome::Failed { host, error, .. } if !self.older.is_empty() => {
-                    count_failure(self.cluster, &host, &error);
+                    count_failure(&self.cluster, &host, &error);
                     self.older_alone(stream, request, responder).await
                 }
-                Outcome::Failed { host, error, .. } => Err(failed(stream, self.cluster, &host, &error)),
+                Outcome::Failed { host, error, .. } => Err(failed(stream, &self.cluster, &host, &error)),
             };
         }
     }
@@ -224,7 +226,7 @@ impl<'a> Tries<'a> {
                 }
                 drop((attempt, body));
             }
-            Outcome::Failed { host, error, .. } => count_failure(self.cluster, &host, &error),
+            Outcome::Failed { host, error, .. } => count_failure(&self.cluster, &host, &error),
             Outcome::Interrupted(Some(attempt), _) if self.timeouts.hedges => {
                 attempt.host.report(Report::TimedOut);
                 self.older.push(attempt);
@@ -239,8 +241,18 @@ impl<'a> Tries<'a> {
         }
     }
 
+    /// Takes the cluster's replacement, if there is one: what was replaced has no hosts for another try.
+    fn follow_cluster(&mut self, stream: &Stream) {
+        let current = stream.connection.thread.upstreams.get(self.cluster.info().id);
+        if let Some(current) = current.filter(|current| !Rc::ptr_eq(current, &self.cluster)) {
+            self.cluster = current;
+            self.elsewhere = Elsewhere::default();
+        }
+    }
+
     /// Writes into the request what the next try is to say of itself.
     fn prepare(&mut self, stream: &mut Stream, is_timeout: bool) {
+        self.follow_cluster(stream);
         self.retries.iter_mut().for_each(Retries::begins);
         stream.info.attempt_count += 1;
         let headers = &mut stream.request.headers;
@@ -284,7 +296,7 @@ impl<'a> Tries<'a> {
         match over {
             Ok(answered) => Some(Ok(answered)),
             Err(Interrupt::Deadline(Deadline::BackOff)) => None,
-            Err(interrupt) => Some(Err(timed_out(stream, self.cluster, None, interrupt, self.timeouts, request))),
+            Err(interrupt) => Some(Err(timed_out(stream, &self.cluster, None, interrupt, self.timeouts, request))),
         }
     }
 
@@ -306,7 +318,7 @@ impl<'a> Tries<'a> {
         };
         let policy = self.retries.as_ref().and_then(Retries::policy);
         let chosen = match policy {
-            Some(policy) => self.elsewhere.choose(self.cluster, policy, context, &stream.info),
+            Some(policy) => self.elsewhere.choose(&self.cluster, policy, context, &stream.info),
             None => self.cluster.choose_host(&context),
         };
         let Some(host) = chosen else { return Outcome::NoHost };
@@ -325,7 +337,7 @@ impl<'a> Tries<'a> {
             names: ServerNames::of(&stream.request, &self.cluster.info().config.http.upstream),
         };
         stream.info.points.upstream_connect_start = Some(clock::now());
-        let cluster = self.cluster;
+        let cluster = self.cluster.clone();
         let mut open = pin!(cluster.http_stream(&host, wanted));
         let opened = poll_fn(|cx| {
             if let Poll::Ready(opened) = open.as_mut().poll(cx) {
@@ -456,7 +468,7 @@ impl<'a> Tries<'a> {
                 Poll::Pending => index += 1,
                 Poll::Ready(Err(error)) => {
                     let attempt = self.older.remove(index);
-                    count_failure(self.cluster, &attempt.host, &error);
+                    count_failure(&self.cluster, &attempt.host, &error);
                 }
                 Poll::Ready(Ok((head, body))) => {
                     let attempt = self.older.remove(index);
@@ -506,10 +518,10 @@ impl<'a> Tries<'a> {
                 report_response(stream, &attempt.host, &head);
                 Ok(chosen(stream, attempt, head, body))
             }
-            Ok((attempt, Err(error))) => Err(failed(stream, self.cluster, &attempt.host, &error)),
+            Ok((attempt, Err(error))) => Err(failed(stream, &self.cluster, &attempt.host, &error)),
             Err(interrupt) => {
                 let host = self.older.pop().map(|attempt| attempt.host);
-                Err(timed_out(stream, self.cluster, host.as_deref(), interrupt, self.timeouts, request))
+                Err(timed_out(stream, &self.cluster, host.as_deref(), interrupt, self.timeouts, request))
             }
         }
     }

@@ -149,8 +149,9 @@ async fn forward_request(
     stream.balancing = Balancing::of(stream, &cluster, forward);
     shadow::start(stream, forward, request);
 
-    let mut tries = Tries::new(&cluster, forward, &policy, &timeouts, retries);
+    let mut tries = Tries::new(cluster, forward, &policy, &timeouts, retries);
     let outcome = tries.run(stream, request, responder).await;
+    let cluster = tries.cluster.clone();
     drop(tries);
     let (mut attempt, head, body) = match outcome {
         Ok(done) => done,
