@@ -36,7 +36,7 @@ const FIGURES: &[Figure] = &[
 
 /// The same with what memory is to be.
 const MOST: &[Figure] =
-    &[RSS.goal(0.15).floor(0.40), FIGURES[1], FIGURES[2], FIGURES[3], FIGURES[4], FIGURES[5], FIGURES[6], FIGURES[7]];
+    &[RSS.goal(0.15).floor(0.15), FIGURES[1], FIGURES[2], FIGURES[3], FIGURES[4], FIGURES[5], FIGURES[6], FIGURES[7]];
 
 pub const SCALE: Group = Group {
     name: "scale",
