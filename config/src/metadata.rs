@@ -36,6 +36,24 @@ pub fn value(value: weft_control_api::Value) -> Value {
     }
 }
 
+/// JSON as a protobuf `Struct`.
+pub fn fields(object: Map<String, Value>) -> Struct {
+    Struct { fields: object.into_iter().map(|(key, v)| (key, proto_value(v))).collect() }
+}
+
+fn proto_value(value: Value) -> weft_control_api::Value {
+    use weft_control_api::{prost_types::ListValue, value::Kind};
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(b) => Kind::BoolValue(b),
+        Value::String(s) => Kind::StringValue(s),
+        Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
+        Value::Object(object) => Kind::StructValue(fields(object)),
+        Value::Array(list) => Kind::ListValue(ListValue { values: list.into_iter().map(proto_value).collect() }),
+    };
+    weft_control_api::Value { kind: Some(kind) }
+}
+
 /// A number as JSON, floating point as all of protobuf's are. What JSON has no number for is its name, as protobuf's
 /// mapping has it.
 pub fn number(n: f64) -> Value {

@@ -10,9 +10,21 @@ use std::{any::Any as StdAny, borrow::Cow, future::Future, pin::Pin, rc::Rc, syn
 use weft_config::Context;
 use weft_control_api::Any;
 
+pub mod basic_auth;
+pub mod buffer;
+mod challenge;
+mod compression;
+pub mod compressor;
+pub mod cors;
+pub mod decompressor;
+pub mod ext_authz;
+pub mod fault;
+pub mod header_mutation;
 pub mod header_to_metadata;
 pub mod health_check;
+pub mod jwt_authn;
 pub mod local_ratelimit;
+mod mapped_trailers;
 pub mod on_demand;
 pub mod ratelimit;
 pub mod rbac;
@@ -72,6 +84,8 @@ pub struct LocalReply {
     pub grpc_status: Option<u32>,
     /// The router gives it: the route's response header rules hold for it, even if the route does not forward.
     pub by_router: bool,
+    /// A whole response of a filter's own: nothing rewrites it, nor makes gRPC of it.
+    pub as_is: bool,
 }
 
 impl LocalReply {
@@ -162,8 +176,17 @@ pub struct FilterFactory {
 
 /// Every filter there is.
 pub const TABLE: &[FilterFactory] = &[
+    basic_auth::FACTORY,
+    buffer::FACTORY,
+    compressor::FACTORY,
+    cors::FACTORY,
+    decompressor::FACTORY,
+    ext_authz::FACTORY,
+    fault::FACTORY,
+    header_mutation::FACTORY,
     header_to_metadata::FACTORY,
     health_check::FACTORY,
+    jwt_authn::FACTORY,
     local_ratelimit::FACTORY,
     on_demand::FACTORY,
     ratelimit::FACTORY,

@@ -6,6 +6,7 @@ pub mod connection_limit;
 pub mod direct_response;
 pub mod discovered;
 pub mod echo;
+pub mod ext_authz;
 pub mod http_connection_manager;
 pub mod local_ratelimit;
 pub mod ratelimit;
@@ -383,6 +384,11 @@ const TABLE: &[Factory] = &[
         name: "envoy.filters.network.ratelimit",
         type_name: ratelimit::TYPE,
         compile: Compile::Gate(ratelimit::compile),
+    },
+    Factory {
+        name: "envoy.filters.network.ext_authz",
+        type_name: ext_authz::TYPE,
+        compile: Compile::Gate(ext_authz::compile),
     },
     Factory { name: "envoy.filters.network.rbac", type_name: rbac::TYPE, compile: Compile::Gate(rbac::compile) },
     Factory { name: "envoy.filters.network.echo", type_name: echo::TYPE, compile: Compile::Terminal(echo::compile) },

@@ -15,4 +15,6 @@ pub use matched::MatchedRoute;
 pub use per_filter::{RouteFilter, RouteFilters};
 pub use rate_limit::{Descriptor, DescriptorFacts, Descriptors, RateLimits, Which};
 pub use redirect::Redirect;
-pub use table::{MatchContext, Route, RouteOutcome, RouteTable, VirtualHost, cookie, header_matches, shared_metadata};
+pub use table::{
+    MatchContext, Route, RouteOutcome, RouteTable, VirtualHost, cookie, header_matches, route_matches, shared_metadata,
+};

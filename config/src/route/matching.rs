@@ -50,7 +50,8 @@ pub struct TlsMatch {
 }
 
 impl RouteMatch {
-    pub(super) fn from_proto(p: pb::RouteMatch, cx: &mut Context) -> Option<Self> {
+    /// Reads what a route, or a rule that is matched like one, matches; `None` if a problem was reported.
+    pub fn from_proto(p: pb::RouteMatch, cx: &mut Context) -> Option<Self> {
         let pb::RouteMatch {
             case_sensitive,
             runtime_fraction,

@@ -14,8 +14,13 @@ use super::{
     service::Responder,
     stream::{Answer, Interrupt, Stream},
 };
-use crate::filters::{Action, Buffered, HttpFilter, LocalReply};
-use std::{future::poll_fn, rc::Rc, task::Poll};
+use crate::filters::{Action, Buffered, HttpFilter, LocalReply, compressor::Compressor};
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 /// A stream's filters so far.
 #[derive(Default)]
@@ -27,6 +32,45 @@ pub struct FilterRun {
     current: Option<Rc<Chain>>,
     /// How many of the chain were asked.
     asked: usize,
+    /// Those that the request passed: they choose together.
+    pub compressors: Vec<Arc<Compressor>>,
+}
+
+/// What is there of a body that does not go on yet.
+#[derive(Default)]
+struct Held {
+    frames: Vec<Frame>,
+    size: u64,
+}
+
+impl Held {
+    /// Reads the request's body until it is whole, or there are `most` bytes.
+    fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+        request: &mut Pump,
+        responder: &mut Responder,
+        most: u64,
+    ) -> Poll<Result<(), Interrupt>> {
+        while self.size < most && !request.source().is_end() {
+            match request.source().poll_frame(cx) {
+                Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                    stream.deadlines.touch();
+                    self.size += data.len() as u64;
+                    let last = self.frames.pop_if(|frame| matches!(frame, Frame::Data(_)));
+                    let last = last.and_then(|frame| if let Frame::Data(last) = frame { Some(last) } else { None });
+                    let (before, last) = kept::join(last, data);
+                    self.frames.extend(before.into_iter().chain([last]).map(Frame::Data));
+                }
+                Poll::Ready(Some(Ok(trailers))) => self.frames.push(trailers),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Interrupt::Gone(error))),
+                Poll::Ready(None) => break,
+                Poll::Pending => return stream.poll_interrupt(cx, responder).map(Err),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl Stream {
@@ -57,7 +101,8 @@ impl Stream {
         Ok(())
     }
 
-    /// Does what a request filter asked for, until it lets the request go on.
+    /// Does what a request filter asked for, until it lets the request go on. What comes of the request's body in the
+    /// meantime is kept: as much as is asked for, or else as connections may buffer.
     async fn settle(
         &mut self,
         filter: &mut dyn HttpFilter,
@@ -65,82 +110,60 @@ impl Stream {
         request: &mut Pump,
         responder: &mut Responder,
     ) -> Result<(), Answer> {
+        let mut held = Held::default();
+        let mut too_large = false;
         loop {
-            let interrupt = match action {
-                Action::Continue => return Ok(()),
-                Action::Reply(reply) => return Err(Answer::Local(reply)),
+            let done = match action {
+                Action::Continue => {
+                    request.map_source(|rest| HeldBody::new(held.frames, rest));
+                    return Ok(());
+                }
+                Action::Reply(reply) => {
+                    // Nobody wants what was held any more: if it was all, the request is read. One that was refused for
+                    // its size counts as unread, as with Envoy.
+                    if too_large {
+                        request.map_source(|rest| HeldBody::new(held.frames, rest));
+                    }
+                    return Err(Answer::Local(reply));
+                }
                 Action::Await(mut wait) => {
+                    too_large = false;
+                    let most = self.connection.manager.buffer_limit as u64;
                     let resume = poll_fn(|cx| {
-                        if let Poll::Ready(gone) = responder.poll_closed(cx) {
-                            return Poll::Ready(Err(Interrupt::Gone(gone)));
+                        if let Poll::Ready(resume) = wait.as_mut().poll(cx) {
+                            return Poll::Ready(Ok(resume));
                         }
-                        if let Poll::Ready(which) = self.deadlines.poll(cx) {
-                            return Poll::Ready(Err(Interrupt::Deadline(which)));
+                        if let Poll::Ready(Err(interrupt)) = held.poll_fill(cx, self, request, responder, most) {
+                            return Poll::Ready(Err(interrupt));
                         }
-                        wait.as_mut().poll(cx).map(Ok)
+                        self.poll_interrupt(cx, responder).map(Err)
                     })
                     .await;
-                    match resume {
-                        Ok(resume) => {
-                            action = resume(self);
-                            continue;
-                        }
-                        Err(interrupt) => interrupt,
-                    }
+                    resume.map(|resume| resume(self))
                 }
-                Action::Buffer(limit) => match self.buffer(limit, request, responder).await {
-                    Ok((frames, size)) => {
-                        let is_whole = request.source().is_end();
-                        action = filter.on_request_body(self, &Buffered { frames: &frames, size, is_whole });
-                        request.map_source(|rest| HeldBody::new(frames, rest));
-                        continue;
-                    }
-                    Err(interrupt) => interrupt,
-                },
+                Action::Buffer(limit) => {
+                    poll_fn(|cx| held.poll_fill(cx, self, request, responder, limit.saturating_add(1))).await.map(
+                        |()| {
+                            let Held { frames, size } = &held;
+                            too_large = *size > limit;
+                            let is_whole = request.source().is_end();
+                            filter.on_request_body(self, &Buffered { frames, size: *size, is_whole })
+                        },
+                    )
+                }
             };
-            return Err(self.interrupted(interrupt, request));
+            match done {
+                Ok(next) => action = next,
+                Err(interrupt) => return Err(self.interrupted(interrupt, request)),
+            }
         }
     }
 
-    /// Reads the request's body until it is whole, or there are more than `limit` bytes.
-    async fn buffer(
-        &mut self,
-        limit: u64,
-        request: &mut Pump,
-        responder: &mut Responder,
-    ) -> Result<(Vec<Frame>, u64), Interrupt> {
-        let (mut frames, mut size) = (Vec::new(), 0);
-        poll_fn(|cx| {
-            while size <= limit && !request.source().is_end() {
-                match request.source().poll_frame(cx) {
-                    Poll::Ready(Some(Ok(frame))) => {
-                        self.deadlines.touch();
-                        match frame {
-                            Frame::Data(data) => {
-                                size += data.len() as u64;
-                                let last = frames.pop_if(|frame| matches!(frame, Frame::Data(_)));
-                                let last = last
-                                    .and_then(|frame| if let Frame::Data(last) = frame { Some(last) } else { None });
-                                let (before, last) = kept::join(last, data);
-                                frames.extend(before.into_iter().chain([last]).map(Frame::Data));
-                            }
-                            trailers => frames.push(trailers),
-                        }
-                    }
-                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Interrupt::Gone(error))),
-                    Poll::Ready(None) => break,
-                    Poll::Pending => {
-                        if let Poll::Ready(gone) = responder.poll_closed(cx) {
-                            return Poll::Ready(Err(Interrupt::Gone(gone)));
-                        }
-                        return self.deadlines.poll(cx).map(|which| Err(Interrupt::Deadline(which)));
-                    }
-                }
-            }
-            Poll::Ready(Ok(()))
-        })
-        .await?;
-        Ok((frames, size))
+    fn poll_interrupt(&mut self, cx: &mut Context<'_>, responder: &mut Responder) -> Poll<Interrupt> {
+        if let Poll::Ready(gone) = responder.poll_closed(cx) {
+            return Poll::Ready(Interrupt::Gone(gone));
+        }
+        self.deadlines.poll(cx).map(Interrupt::Deadline)
     }
 
     /// The next filter that applies.

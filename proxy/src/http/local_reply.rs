@@ -37,10 +37,13 @@ pub struct BodyFormat {
 
 /// The head and body of a local reply to this stream's request.
 pub fn build(stream: &mut Stream, reply: LocalReply) -> (ResponseHead, Body) {
-    let LocalReply { status, body, details: _, headers, content_type, grpc_status, by_router } = reply;
+    let LocalReply { status, body, details: _, headers, content_type, grpc_status, by_router, as_is } = reply;
     let mut head = ResponseHead::new(status);
     for (name, value) in &headers {
         head.headers.append(name, value.clone());
+    }
+    if as_is {
+        return (head, if body.is_empty() || stream.is_head { Body::Empty } else { Body::Full(body) });
     }
     // Those of a route that forwards hold for replies in the upstream's place too, whoever gives them.
     if let Some(route) = stream.route.clone().filter(|route| by_router || route.route.action.forward().is_some()) {

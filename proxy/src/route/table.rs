@@ -212,7 +212,7 @@ impl RouteTable {
         }
         let path = &*path;
         let found = host.index.first(path, |number| {
-            host.routes.get(number as usize).is_some_and(|route| matches(&route.matching, head, path, context))
+            host.routes.get(number as usize).is_some_and(|route| route_matches(&route.matching, head, path, context))
         });
         let Some(route) = found.and_then(|number| host.routes.get(number as usize)) else {
             return RouteOutcome::NoRoute;
@@ -291,8 +291,8 @@ fn without_parameters(path: &[u8]) -> Vec<u8> {
     segments.join(&b'/')
 }
 
-/// True if all of the route's conditions hold.
-fn matches(matching: &RouteMatch, head: &RequestHead, path: &[u8], context: &MatchContext<'_>) -> bool {
+/// True if all of the route's conditions hold; `path` is what is compared, without its query.
+pub fn route_matches(matching: &RouteMatch, head: &RequestHead, path: &[u8], context: &MatchContext<'_>) -> bool {
     let same = |a: &[u8], b: &[u8]| if matching.case_sensitive { a == b } else { a.eq_ignore_ascii_case(b) };
     // CONNECT has no path: only its own matcher (or a prefix of "/" is not one) takes it.
     let path_fits = match &matching.path {
