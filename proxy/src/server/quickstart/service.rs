@@ -107,7 +107,7 @@ impl Facts {
                 answer(StatusCode::OK, if path == "/break" { ": broken" } else { ": mended" })
             }
             _ if self.is_broken.load(Relaxed) => answer(StatusCode::SERVICE_UNAVAILABLE, ": broken"),
-            "/flaky" if self.flaky.fetch_add(1, Relaxed) % 2 == 0 => {
+            "/flaky" if self.flaky.fetch_add(1, Relaxed).is_multiple_of(2) => {
                 answer(StatusCode::SERVICE_UNAVAILABLE, ": try again")
             }
             path => {
