@@ -44,7 +44,10 @@ fn steady(response: &Response) -> (u16, Vec<(String, String)>, String) {
     (response.status, headers, response.text())
 }
 
-fn seen(upstream: &Upstream) -> Vec<(String, Vec<(String, String)>, Vec<u8>)> {
+/// Line, headers and body of a request.
+type Request = (String, Vec<(String, String)>, Vec<u8>);
+
+fn seen(upstream: &Upstream) -> Vec<Request> {
     let usual = ["x-request-id", "x-forwarded-for", "x-envoy-expected-rq-timeout-ms", "x-envoy-internal"];
     let headers = |headers: Vec<(String, String)>| {
         let mut headers: Vec<_> = headers.into_iter().filter(|(n, _)| !usual.contains(&n.as_str())).collect();
