@@ -146,7 +146,7 @@ fn ask(port: u16, is_over: &AtomicBool, outcomes: &Outcomes) {
             503 if is_post => _ = outcomes.posts_failed.fetch_add(1, SeqCst),
             status => outcomes.wrong(format!("{method} {id} failed with {status}: {details}")),
         }
-        if !response.header("connection").is_some_and(|value| value == "close") {
+        if response.header("connection").is_none_or(|value| value != "close") {
             client = Some(connection);
         }
     }
