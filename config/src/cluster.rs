@@ -39,7 +39,7 @@ use weft_control_api::{
     envoy::{
         config::{
             cluster::v3::{self as pb, cluster as parts},
-            core::v3 as core,
+            core::v3::{self as core, config_source::ConfigSourceSpecifier},
         },
         extensions::upstreams::{
             http::{generic::v3::GenericConnectionPoolProto, v3::HttpProtocolOptions},
@@ -153,7 +153,10 @@ impl Cluster {
             cx.problem_at("health_checks", "more than one is not supported");
         }
         cx.unsupported_if("filters", !filters.is_empty());
-        cx.unsupported_if("lrs_server", lrs_server.is_some());
+        // Whether load is reported, and where, is for the bootstrap to say: only that may be repeated here.
+        let is_other =
+            |p: &core::ConfigSource| !matches!(p.config_source_specifier, Some(ConfigSourceSpecifier::Self_(_)));
+        cx.unsupported_if("lrs_server", lrs_server.as_ref().is_some_and(is_other));
         cx.unsupported_if("lrs_report_endpoint_metrics", !lrs_report_endpoint_metrics.is_empty());
         cx.unsupported_if("queuing_policies", queuing_policies.is_some());
         cx.ignored_if("stats_matcher", stats_matcher.is_some());

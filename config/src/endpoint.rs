@@ -10,6 +10,7 @@ use crate::{
     Context,
     address::Address,
     metadata::{self, Metadata},
+    percent::FractionalPercent,
 };
 use std::collections::HashMap;
 use weft_control_api::envoy::config::{core::v3 as core, endpoint::v3 as pb};
@@ -27,11 +28,21 @@ pub struct Policy {
     /// Percent; default 140.
     pub overprovisioning_factor: u32,
     pub weighted_priority_health: bool,
+    /// Requests that no host gets.
+    pub drop_overload: Option<DropOverload>,
+}
+
+/// A share of requests that is dropped, because there are too many.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DropOverload {
+    /// What it is called in load reports.
+    pub category: String,
+    pub share: FractionalPercent,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { overprovisioning_factor: 140, weighted_priority_health: false }
+        Self { overprovisioning_factor: 140, weighted_priority_health: false, drop_overload: None }
     }
 }
 
@@ -130,9 +141,30 @@ impl Policy {
         if overprovisioning_factor == Some(0) {
             cx.problem_at("overprovisioning_factor", "found 0, allowed is 1 or more");
         }
-        cx.unsupported_if("drop_overloads", !drop_overloads.is_empty());
+        if drop_overloads.len() > 1 {
+            cx.problem_at(
+                "drop_overloads",
+                format!(
+                    "Cluster drop_overloads config has {} categories. Envoy only support one.",
+                    drop_overloads.len()
+                ),
+            );
+        }
+        let drop_overload = cx.elements("drop_overloads", drop_overloads, |cx, p| {
+            let pb::cluster_load_assignment::policy::DropOverload { category, drop_percentage } = p;
+            let share = drop_percentage?;
+            Some(DropOverload {
+                category,
+                share: cx.field("drop_percentage", |cx| FractionalPercent::from_proto(share, cx)),
+            })
+        });
+        let drop_overload = drop_overload.into_iter().next().filter(|drop| drop.share.numerator > 0);
         cx.unsupported_if("endpoint_stale_after", endpoint_stale_after.is_some());
-        Self { overprovisioning_factor: overprovisioning_factor.unwrap_or(140), weighted_priority_health }
+        Self {
+            overprovisioning_factor: overprovisioning_factor.unwrap_or(140),
+            weighted_priority_health,
+            drop_overload,
+        }
     }
 }
 

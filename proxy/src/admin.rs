@@ -18,6 +18,7 @@ mod stats;
 mod tests;
 mod view;
 
+pub use listeners::address;
 pub use serve::{Admin, AdminSocket};
 pub use view::{
     Command, ConfigDump, DynamicListener, DynamicResource, ListenerStatus, Resource, RuntimeDump, ScopedRoutes,

@@ -1,4 +1,5 @@
-//! What is discovered after listeners, routes and clusters: configurations of filters, scopes of routes, and what requests ask for. The real Envoy beside Weft.
+//! What is discovered after listeners, routes and clusters: configurations of filters, scopes of routes, what requests ask for, and
+//! what control planes ask to be dropped. The real Envoy beside Weft.
 
 use weft_tests::{Client, Control, Kind, Proxy, Upstream, free_port, http, tools, until};
 
@@ -454,4 +455,56 @@ fn a_scopes_routes_can_wait_for_a_request() {
     assert_eq!(ask("b").map(|answer| answer.0), Some(404));
     assert_eq!(ask("a"), Some((200, "a1".into())));
     assert_eq!(proxy.stat("http.http.rds.ra.update_success"), Some(1));
+}
+
+#[test]
+fn requests_are_dropped_as_the_control_plane_says() {
+    let upstream = Upstream::named("up");
+    alike(|kind| {
+        let (all, none) = (free_port(), free_port());
+        let to = |cluster: &str| {
+            manager(&rbac_filter()).replace("direct_response: {status: 200}", &format!("route: {{cluster: {cluster}}}"))
+        };
+        let eds = |name: &str| {
+            let source = format!("eds_cluster_config: {{eds_config: {ADS}}}");
+            let fields =
+                format!("name: {name}\ntype: EDS\nconnect_timeout: 1s\nlrs_server: {{self: {{}}}}\n{source}\n");
+            format!("\"@type\": {TYPE}/envoy.config.cluster.v3.Cluster\n{fields}")
+        };
+        let endpoints = |name: &str, percent: u32| {
+            format!(
+                "\"@type\": {TYPE}/envoy.config.endpoint.v3.ClusterLoadAssignment\ncluster_name: {name}\nendpoints: \
+                 [{{lb_endpoints: [{{endpoint: {{address: {}}}}}]}}]\npolicy: {{drop_overloads: [{{category: c, \
+                 drop_percentage: {{numerator: {percent}}}}}]}}\n",
+                address(upstream.port())
+            )
+        };
+        let control = Control::start(&[
+            ("c1.yaml", &eds("all")),
+            ("c2.yaml", &eds("none")),
+            ("e1.yaml", &endpoints("all", 100)),
+            ("e2.yaml", &endpoints("none", 0)),
+            ("l1.yaml", &listener("l1", all, "", &to("all"))),
+            ("l2.yaml", &listener("l2", none, "", &to("none"))),
+        ]);
+        let proxy = Proxy::start(kind, &bootstrap("GRPC", &control, ""));
+        wait_for(none, 200);
+        until("the other listener", || Client::connect(("127.0.0.1", all)));
+        let ask = |port: u16| {
+            let mut response = Client::connect(("127.0.0.1", port))?.get("/", &[])?;
+            response.headers.retain(|(name, _)| name != "date" && name != "x-envoy-upstream-service-time");
+            response.headers.sort();
+            Some(response)
+        };
+        let dropped = ask(all);
+        let log = proxy.log_lines(2);
+        let dropped_log: Vec<_> = log.into_iter().filter(|line| line.contains("503")).collect();
+        let counted = ["upstream_rq_503", "upstream_rq_total"].map(|name| proxy.stat(&format!("cluster.all.{name}")));
+        // Taken back while the proxy runs; Envoy goes on until a host changes.
+        if *kind == Kind::Weft {
+            control.write("e1.yaml", &endpoints("all", 0));
+            wait_for(all, 200);
+        }
+        (dropped, dropped_log, counted)
+    });
 }

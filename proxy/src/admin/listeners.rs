@@ -57,7 +57,7 @@ pub(super) fn to_json<M: Message + Name>(message: &M) -> Option<Value> {
 }
 
 /// An address as configuration writes it.
-pub(super) fn address(address: &Address) -> core::Address {
+pub fn address(address: &Address) -> core::Address {
     let kind = match address {
         Address::Ip(ip) => Kind::SocketAddress(SocketAddress {
             address: ip.ip().to_string(),

@@ -24,7 +24,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use std::rc::Rc;
+use std::{rc::Rc, sync::atomic::Ordering::Relaxed};
 use weft_config::http_connection_manager::SchemeTransformation;
 
 /// Takes the routed request to its end, or says what to answer.
@@ -116,6 +116,9 @@ async fn forward_request(
     stream.info.upstream.cluster = Some(cluster.info().observability_name.clone());
     stream.info.upstream.cluster_metadata = cluster.info().metadata.clone();
 
+    if let Some(reply) = dropped(stream, &cluster) {
+        return Next::Answer(Answer::Local(reply));
+    }
     let retry = forward.config.retry.as_ref();
     let buffer_limit = matched.route.request_buffer_limit.unwrap_or(stream.connection.manager.buffer_limit as u64);
     let policy = TimeoutPolicy {
@@ -174,6 +177,30 @@ async fn forward_request(
     }
     respond(stream, &cluster, &mut attempt, head, body, request, responder).await;
     Next::Answer(Answer::Done)
+}
+
+/// Drops the request if the cluster's control plane asks for that; in case of overload it need not reach a host to be refused.
+fn dropped(stream: &mut Stream, cluster: &ThreadCluster) -> Option<LocalReply> {
+    let drop = cluster.drop_overload()?;
+    if !drop.share.takes(fastrand::u64(..)) {
+        return None;
+    }
+    let is_all = drop.share.numerator >= drop.share.denominator;
+    let (flag, header, body, details) = if is_all {
+        let flag = ResponseFlag::UnconditionalDropOverload;
+        (flag, ENVOY_UNCONDITIONAL_DROP_OVERLOAD, "unconditional drop overload", "unconditional_drop_overload")
+    } else {
+        (ResponseFlag::DropOverload, ENVOY_DROP_OVERLOAD, "drop overload", "drop_overload")
+    };
+    stream.info.set_flag(flag);
+    cluster.info().dropped.fetch_add(1, Relaxed);
+    let router = stream.connection.manager.router.clone();
+    cluster.count_local(503, router.dynamic_stats, stream.is_internal);
+    let mut reply = LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, body, details);
+    if !router.suppress_envoy_headers {
+        reply.headers.insert(header, HeaderValue::from_static("true"));
+    }
+    Some(reply.by_router())
 }
 
 /// The upstream's response on its way to the client.

@@ -7,6 +7,7 @@ use super::{
     file_watch,
     health_checks::HealthChecks,
     host_weights::HostWeights,
+    load_reports,
     on_demand::OnDemand,
     outliers::Outliers,
     resident,
@@ -203,6 +204,9 @@ impl Control {
         }
         self.start_workers()?;
         OnDemand::start(self);
+        if let Some(api) = self.boot.bootstrap.cluster_manager.load_stats.clone() {
+            tokio::task::spawn_local(load_reports::run(self.clone(), api));
+        }
         self.state.set(State::Live);
         self.stats.server.live.set(1);
         self.stats.server.initialization_time_ms.record(self.start.elapsed().as_millis() as u64);

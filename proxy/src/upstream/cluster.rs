@@ -13,7 +13,10 @@ use super::{
     transport_socket::UpstreamSocket,
 };
 use crate::{observe::stream_info::Metadata, transport::tls::Secrets};
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 use weft_config::{
     self as config, ClusterLoadAssignment, Context,
     address::BindConfig,
@@ -59,6 +62,8 @@ pub struct ClusterInfo {
     pub checks: Option<Arc<Checks>>,
     /// What outlier detection found last, where there is one.
     pub outlier: Option<Arc<Summary>>,
+    /// Requests that were dropped, of all threads.
+    pub dropped: AtomicU64,
     rules: HostRules,
 }
 
@@ -139,6 +144,7 @@ impl Cluster {
                 .as_ref()
                 .map(|check| cx.element("health_checks", 0, |cx| Arc::new(Checks::compile(check, cx)))),
             outlier: config.outlier_detection.is_some().then(Arc::default),
+            dropped: AtomicU64::new(0),
             rules,
             config,
         };

@@ -25,7 +25,10 @@ use weft_config::{
     ClusterLoadAssignment,
     address::Address as ConfigAddress,
     cluster::TransportSocketMatch,
-    endpoint::{AssignmentChanges, GroupChanges, HealthCheckConfig, HealthStatus, LbEndpoint, Locality, MOST_WEIGHT},
+    endpoint::{
+        AssignmentChanges, DropOverload, GroupChanges, HealthCheckConfig, HealthStatus, LbEndpoint, Locality,
+        MOST_WEIGHT,
+    },
 };
 
 /// One endpoint of a cluster.
@@ -207,6 +210,8 @@ pub struct HostSet {
     /// Percent.
     pub overprovisioning_factor: u32,
     pub weighted_priority_health: bool,
+    /// Requests that no host gets.
+    pub drop_overload: Option<Arc<DropOverload>>,
     /// Where hosts stand by their addresses: (priority, index). Made when it is first asked for.
     by_address: OnceLock<HashMap<Address, (u32, u32)>>,
     /// Tells it from any other.
@@ -315,6 +320,7 @@ impl HostSet {
         let mut set = Self {
             overprovisioning_factor: assignment.policy.overprovisioning_factor,
             weighted_priority_health: assignment.policy.weighted_priority_health,
+            drop_overload: assignment.policy.drop_overload.clone().map(Arc::new),
             id: number(),
             ..Self::default()
         };
@@ -389,6 +395,7 @@ impl HostSet {
         let mut set = Self {
             overprovisioning_factor: self.overprovisioning_factor,
             weighted_priority_health: self.weighted_priority_health,
+            drop_overload: self.drop_overload.clone(),
             id: number(),
             ..Self::default()
         };
@@ -501,6 +508,7 @@ impl HostSet {
         let mut next = Self {
             overprovisioning_factor: self.overprovisioning_factor,
             weighted_priority_health: self.weighted_priority_health,
+            drop_overload: self.drop_overload.clone(),
             id,
             members: id,
             ..Self::default()

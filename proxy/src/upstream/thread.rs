@@ -41,7 +41,9 @@ use crate::{
 use foldhash::{HashMap, HashSet};
 use http::HeaderMap;
 use std::{cell::RefCell, future::Future, ops::Range, rc::Rc, sync::Arc, time::Duration};
-use weft_config::{cluster::Discovery, http_protocol_options::UpstreamProtocol, route::Priority};
+use weft_config::{
+    cluster::Discovery, endpoint::DropOverload, http_protocol_options::UpstreamProtocol, route::Priority,
+};
 
 /// All clusters as one thread has them.
 pub struct Upstreams {
@@ -472,6 +474,11 @@ impl ThreadCluster {
     /// The cluster as it is now.
     pub(super) fn current(&self) -> Arc<Cluster> {
         self.cluster.borrow().clone()
+    }
+
+    /// What share of requests is dropped, if the control plane asks for that.
+    pub fn drop_overload(&self) -> Option<Arc<DropOverload>> {
+        self.cluster.borrow().hosts.drop_overload.clone()
     }
 
     /// The hosts of this moment.
