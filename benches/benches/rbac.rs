@@ -136,7 +136,7 @@ fn info(identity: usize, address: usize) -> StreamInfo {
         alpn: None,
         local: None,
         peer: Certificate::parse(certificate.der()).ok().map(Rc::new),
-        peer_chain: Vec::new(),
+        peer_chain: std::rc::Rc::default(),
         peer_validated: true,
         resumed: false,
     }));

@@ -112,7 +112,7 @@ fn churn(policy: &str, weighted: bool) {
                     random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     removed.push(endpoints.remove((random >> 33) % endpoints.len()));
                     // Some where others were, some behind the last.
-                    let place = if next % 2 == 0 { endpoints.len() } else { (random >> 43) % endpoints.len() };
+                    let place = if next.is_multiple_of(2) { endpoints.len() } else { (random >> 43) % endpoints.len() };
                     endpoints.insert(place, next);
                     next += 1;
                 }
