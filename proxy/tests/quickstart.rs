@@ -297,8 +297,11 @@ fn policies_act_as_the_files_say() {
         let page = get(mesh.port + 1, &format!("/stats?filter=^{name}$")).unwrap();
         page.trim().rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or_default()
     };
+    let of_both = || (0..20).map(|_| mesh.get("/")).collect::<std::collections::BTreeSet<_>>();
+    let taken_over = |what: &str| {
+        until("all requests go there", || of_both().iter().eq([what]), || mesh.said());
+    };
     let failures = |path: &str| (0..20).filter(|_| get(mesh.port, path).is_err()).count();
-    let taken_over = |what: &str| until("the edit is in use", || mesh.get("/") == what, || mesh.said());
 
     // A retry that saves requests.
     assert_eq!(failures("/flaky"), 10);
@@ -327,8 +330,8 @@ fn policies_act_as_the_files_say() {
     let host =
         |b: u16| format!("- endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {b}}}}}}}\n");
     let b = host(mesh.port + 20);
-    mesh.edit("endpoints.yaml", &format!("    # {b}"), &format!("    {b}"));
-    let of_both = || (0..20).map(|_| mesh.get("/")).collect::<std::collections::BTreeSet<_>>();
+    let second = "    # A second host, which shares the requests:\n";
+    mesh.edit("endpoints.yaml", &format!("{second}    # {b}"), &format!("{second}    {b}"));
     until("both take part", || of_both().len() == 2, || mesh.said());
     get(mesh.port + 23, "/break").unwrap();
     until("it is left out", || failures("/") == 0, || mesh.said());
@@ -336,7 +339,7 @@ fn policies_act_as_the_files_say() {
     assert_eq!(of_both().len(), 1);
     get(mesh.port + 23, "/mend").unwrap();
     until("it comes back", || of_both().len() == 2, || mesh.said());
-    mesh.edit("endpoints.yaml", &format!("    {b}"), &format!("    # {b}"));
+    mesh.edit("endpoints.yaml", &format!("{second}    {b}"), &format!("{second}    # {b}"));
 
     // One that takes over.
     let comment = format!("  # - priority: 1\n  #   lb_endpoints:\n  #   {b}");

@@ -240,7 +240,8 @@ fn identities_by_sds_rotate_under_load_and_outlive_the_agent() {
     // Nobody vouches for it any more: what it has is not renewed.
     spire.unregister();
     until("the identity to end", || http::at(plain, "/").filter(|response| response.status == 503));
-    assert!(proxy.stat(&format!("listener.127.0.0.1_{secure}.ssl.own_certificate_expired")) > Some(0));
+    let expired = format!("listener.127.0.0.1_{secure}.ssl.own_certificate_expired");
+    until("the listener to count it", || proxy.stat(&expired).filter(|n| *n > 0));
     let ready = http::get(proxy.admin(), "/ready").unwrap();
     assert_eq!((ready.status, ready.text().as_str()), (503, "OWN_CERTIFICATE_EXPIRED\n"));
 }
