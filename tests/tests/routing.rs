@@ -1,6 +1,6 @@
 //! Which route a request takes and what becomes of it there, beside Envoy.
 
-use weft_tests::{Client, Proxy, Reply, Upstream, both, free_port, yaml};
+use weft_tests::{Client, Proxy, Reply, Upstream, both, differential, free_port, until, yaml};
 
 /// Headers that differ from run to run.
 const VARYING: [&str; 4] = ["date", "x-envoy-upstream-service-time", "x-request-id", "x-envoy-expected-rq-timeout-ms"];
@@ -325,5 +325,32 @@ fn headers_at_every_level() {
          127.0.0.0, prefix_len: 8}]}, server_name: us, server_header_transformation: APPEND_IF_ABSENT",
         &host,
         &requests,
+    );
+}
+
+/// A mirror gets the whole request, and its failure is nobody's.
+#[test]
+fn mirrors_get_bodies_too() {
+    let (upstream, mirror) = (Upstream::named("ours"), Upstream::named("the mirror's"));
+    let port = free_port();
+    let host = "{name: v, domains: [\"*\"], routes: [{match: {prefix: /}, route: {cluster: u, request_mirror_policies: \
+                [{cluster: m}, {cluster: nowhere}]}}]}";
+    let clusters =
+        [yaml::cluster("u", upstream.port()), yaml::cluster("m", mirror.port()), yaml::cluster("nowhere", free_port())];
+    differential(
+        || yaml::bootstrap(&[yaml::http_listener("l", port, "", host)], &clusters),
+        |_| {
+            drop((upstream.take(), mirror.take()));
+            let mut client = Client::connect(("127.0.0.1", port)).expect("it listens");
+            let mut seen = Vec::new();
+            for length in [0, 10, 100_000] {
+                let body = "x".repeat(length);
+                client.send(format!("POST /{length} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n{body}"));
+                let answer = client.response().map(|response| response.text());
+                let copy = until("the mirror's copy", || mirror.take().pop());
+                seen.push((answer, copy.line.clone(), copy.header("host").map(str::to_owned), copy.body.len()));
+            }
+            seen
+        },
     );
 }

@@ -156,7 +156,8 @@ pub fn start(stream: &Stream, forward: &Forward, request: &mut Pump) {
                 let mut pump = Pump::new(body);
                 upstream.send_head(&head, pump.is_empty()).ok()?;
                 let (head, mut body) = poll_fn(|cx| {
-                    queue.borrow_mut().moved(pump.poll(cx, &mut upstream, || ()));
+                    let moved = pump.poll(cx, &mut upstream, || ());
+                    queue.borrow_mut().moved(moved);
                     loop {
                         match std::task::ready!(upstream.poll_response(cx)) {
                             Ok(ResponseEvent::Informational(_)) => {}
@@ -168,7 +169,8 @@ pub fn start(stream: &Stream, forward: &Forward, request: &mut Pump) {
                 .await?;
                 cluster.count_shadow_response(head.status.as_u16());
                 while poll_fn(|cx| {
-                    queue.borrow_mut().moved(pump.poll(cx, &mut upstream, || ()));
+                    let moved = pump.poll(cx, &mut upstream, || ());
+                    queue.borrow_mut().moved(moved);
                     body.poll_frame(cx)
                 })
                 .await
