@@ -65,7 +65,6 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v valgrin
     { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y valgrind strace; } >/dev/null 2>&1 ||
         echo "tools: valgrind and strace could not be installed: instructions and system calls will not be counted"
 fi
-exit 0
 
 # The tests of rate limits that several share count in a Redis.
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v redis-server >/dev/null 2>&1; then
@@ -73,3 +72,4 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v redis-ser
     { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y redis-server; } >/dev/null 2>&1 ||
         echo "tools: redis-server could not be installed: tests of shared rate limits will be skipped"
 fi
+exit 0
